@@ -1,0 +1,1 @@
+"""blockfold: fold near-affine blocks of a trained network into single matrices."""

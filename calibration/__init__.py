@@ -1,0 +1,1 @@
+"""What the data says: batches, running a graph with taps, moments, metrics, the solver."""

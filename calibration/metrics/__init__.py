@@ -1,0 +1,1 @@
+"""Redundancy metrics, one file each."""

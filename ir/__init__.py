@@ -1,0 +1,1 @@
+"""What a model is: the dataflow view, the ONNX front end, cuts, blocks and spans."""

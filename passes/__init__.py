@@ -1,0 +1,1 @@
+"""What to do about it: score, plan, substitute, clean up, verify."""

@@ -1,0 +1,1 @@
+"""The bundled demo: a small vision transformer, its images, and the script that made them."""
