@@ -1,0 +1,145 @@
+"""Units and blocks: how a chain of cuts repeats itself.
+
+A unit is what stands between two neighbouring cuts: an attention half, an MLP half, a residual
+basic block. A block is the shortest run of units that repeats along the chain.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+from .cuts import Chain, Cut
+from .graph import Graph, Kind, Node
+
+
+@dataclass(frozen=True)
+class Unit:
+    """The stretch from cut `start` to cut `start + 1`; `parameters` counts its weights."""
+
+    start: int
+    nodes: tuple[Node, ...]
+    name: str
+    parameters: int
+
+
+@dataclass(frozen=True)
+class Block:
+    """The units from cut `start` to cut `stop`."""
+
+    start: int
+    stop: int
+    name: str
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """A chain with its units and blocks."""
+
+    chain: Chain
+    units: tuple[Unit, ...]
+    blocks: tuple[Block, ...]
+
+    def block_share(self, start: int, stop: int) -> float:
+        """How many blocks lie between two cuts, a unit counting as its share of parameters."""
+        total = 0.0
+        for block in self.blocks:
+            sizes = {u.start: u.parameters for u in self.units[block.start : block.stop]}
+            inside = sum(size for at, size in sizes.items() if start <= at < stop)
+            total += inside / max(1, sum(sizes.values()))
+        return total
+
+
+def anatomy(graph: Graph, chain: Chain) -> Anatomy:
+    """Name and measure the units of a chain and find its blocks."""
+    scopes = [_scope(nodes) for nodes in chain.stretches]
+    units = tuple(
+        Unit(
+            start=i,
+            nodes=nodes,
+            name=".".join(scope) or f"unit {i}",
+            parameters=graph.parameters(node.index for node in nodes),
+        )
+        for i, (nodes, scope) in enumerate(zip(chain.stretches, scopes, strict=True))
+    )
+    ranges = _block_ranges(graph, chain)
+    names = [".".join(_common_start([s for s in scopes[a:b] if s])) for a, b in ranges]
+    if "" in names or len(set(names)) < len(names):
+        names = [f"block {number}" for number in range(len(ranges))]
+    blocks = tuple(Block(a, b, name) for (a, b), name in zip(ranges, names, strict=True))
+    return Anatomy(chain, units, blocks)
+
+
+def _block_ranges(graph: Graph, chain: Chain) -> list[tuple[int, int]]:
+    """Repeating runs within stages of one width, and lone units that a residual sum closes."""
+    ranges: list[tuple[int, int]] = []
+    cuts = chain.cuts
+    keeps_width = [
+        graph.static_dims_agree(cuts[i].last, cuts[i + 1].first)
+        for i in range(len(chain.stretches))
+    ]
+    for same, group in groupby(range(len(chain.stretches)), key=keeps_width.__getitem__):
+        stage = list(group)
+        found = _repeats([_signature(chain.stretches[i]) for i in stage]) if same else []
+        ranges += [(stage[0] + start, stage[0] + stop) for start, stop in found]
+    covered = {i for start, stop in ranges for i in range(start, stop)}
+    ranges += [
+        (i, i + 1)
+        for i, nodes in enumerate(chain.stretches)
+        if i not in covered and _closes_a_residual(cuts[i], nodes)
+    ]
+    return sorted(ranges)
+
+
+def _repeats(signatures: Sequence[object]) -> list[tuple[int, int]]:
+    """Ranges of the repeats of the period that covers most of the sequence, the shortest such."""
+    best: list[tuple[int, int]] = []
+    for period in range(1, len(signatures) // 2 + 1):
+        ranges: list[tuple[int, int]] = []
+        start = 0
+        while start + period < len(signatures):
+            stop = start
+            while stop + period < len(signatures) and signatures[stop] == signatures[stop + period]:
+                stop += 1
+            repeats = (stop - start) // period + 1
+            if repeats >= 2:
+                ranges += [(start + k * period, start + (k + 1) * period) for k in range(repeats)]
+            start = start + repeats * period if repeats >= 2 else start + 1
+        if sum(b - a for a, b in ranges) > sum(b - a for a, b in best):
+            best = ranges
+    return best
+
+
+def _signature(nodes: Sequence[Node]) -> tuple[str, ...]:
+    return tuple(sorted(node.op for node in nodes if node.kind is not Kind.VIEW))
+
+
+def _closes_a_residual(entry: Cut, nodes: Sequence[Node]) -> bool:
+    """Whether some sum in the stretch joins two values that both come from its entry."""
+    stream = set(entry.values).union(*(node.smooth for node in nodes))
+    return any(node.kind is Kind.ADD and stream.issuperset(node.inputs) for node in nodes)
+
+
+def _scope(nodes: Sequence[Node]) -> list[str]:
+    """The innermost module that holds all `nodes`, as the parts of its dotted path."""
+    return _common_start([_dotted(node.scope) for node in nodes if node.scope])
+
+
+def _dotted(scope: Sequence[str]) -> list[str]:
+    """Exporters repeat the path in every part ("layer1", "layer1.0"): the last part has it all."""
+    path: list[str] = []
+    for part in scope:
+        pieces = part.split(".")
+        path = pieces if pieces[: len(path)] == path else path + pieces
+    return path
+
+
+def _common_start(paths: Sequence[Sequence[str]]) -> list[str]:
+    """The parts that all paths begin with; empty for no paths."""
+    start = []
+    for parts in zip(*paths, strict=False):
+        if len(set(parts)) > 1:
+            break
+        start.append(parts[0])
+    return start

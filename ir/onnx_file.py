@@ -1,0 +1,232 @@
+"""ONNX files: read with everything checked that could hurt later, written whole or not at all.
+
+Weights in external files stay there: a model is read without them, and they are copied tensor by
+tensor when it is written.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import BinaryIO
+
+import onnx
+from google.protobuf.message import DecodeError
+
+from .errors import BadInput
+from .graph import Graph, Value
+from .onnx_view import tensor_bytes, view
+
+EXTERNAL = onnx.TensorProto.EXTERNAL
+ALIGNMENT_BYTES = 4096
+"""Offsets of external tensors are multiples of this, so that runtimes can map them to memory."""
+
+
+@dataclass(frozen=True, eq=False)
+class OnnxModel:
+    """A model as it was read: `proto` is never changed, edits make a new OnnxModel.
+
+    `content` is the file's own bytes where the model is unchanged since it was read; `folder` is
+    where its external data lies.
+    """
+
+    proto: onnx.ModelProto
+    folder: Path
+    content: bytes | None = None
+
+    @cached_property
+    def graph(self) -> Graph:
+        return view(self.proto)
+
+    @cached_property
+    def sha256(self) -> str:
+        """Hash of the model's bytes and of every external tensor, in the order of the file."""
+        digest = hashlib.sha256(self.serialized())
+        for tensor in self.external():
+            for chunk in _chunks(self.folder, tensor):
+                digest.update(chunk)
+        return digest.hexdigest()
+
+    @property
+    def inputs(self) -> tuple[Value, ...]:
+        return tuple(self.graph.value(name) for name in self.graph.inputs)
+
+    @property
+    def opset(self) -> int:
+        """Version of the main operator set."""
+        return max(
+            (o.version for o in self.proto.opset_import if o.domain in ("", "ai.onnx")), default=1
+        )
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes on disk, external data included."""
+        inline = len(self.content) if self.content is not None else self.proto.ByteSize()
+        return inline + sum(tensor_bytes(tensor) for tensor in self.external())
+
+    def serialized(self) -> bytes:
+        """The model's bytes, those of external data not included."""
+        return self.content if self.content is not None else self.proto.SerializeToString()
+
+    def external(self) -> Iterator[onnx.TensorProto]:
+        return (t for t in self.proto.graph.initializer if t.data_location == EXTERNAL)
+
+
+def read(source: str | os.PathLike[str] | onnx.ModelProto) -> OnnxModel:
+    """Read and check a model from a path, or take a ModelProto as it is.
+
+    Raises BadInput for anything that is not a whole, valid ONNX model with all its data at hand.
+    """
+    if isinstance(source, onnx.ModelProto):
+        model = OnnxModel(source, Path.cwd())
+        name = "the model given"
+    else:
+        path = Path(source)
+        name = str(path)
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            raise BadInput(f"{path}: cannot read the model: {error.strerror}") from error
+        try:
+            proto = onnx.ModelProto.FromString(content)
+        except DecodeError as error:
+            raise BadInput(
+                f"{path}: not an ONNX model, or a truncated one; export or copy it again"
+            ) from error
+        model = OnnxModel(proto, path.parent, content)
+    if not model.proto.graph.node or not model.proto.opset_import:
+        raise BadInput(
+            f"{name}: not an ONNX model: it holds no graph; give a file exported to ONNX"
+        )
+    for tensor in model.external():
+        _locate(model.folder, tensor, name)
+    try:
+        onnx.checker.check_model(_without_external(model.proto))
+    except onnx.checker.ValidationError as error:
+        reason = str(error).splitlines()[0]
+        raise BadInput(f"{name}: not a valid ONNX model ({reason}); export it again") from error
+    return model
+
+
+def _without_external(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """For the checker, which would look for external data in the current folder."""
+    if not any(t.data_location == EXTERNAL for t in proto.graph.initializer):
+        return proto
+    light = onnx.ModelProto()
+    light.CopyFrom(proto)
+    for tensor in light.graph.initializer:
+        if tensor.data_location == EXTERNAL:
+            info = onnx.helper.make_tensor_value_info(
+                tensor.name, tensor.data_type, list(tensor.dims)
+            )
+            if tensor.name not in {value.name for value in light.graph.input}:
+                light.graph.input.append(info)
+    kept = [t for t in light.graph.initializer if t.data_location != EXTERNAL]
+    del light.graph.initializer[:]
+    light.graph.initializer.extend(kept)
+    return light
+
+
+def _locate(folder: Path, tensor: onnx.TensorProto, name: str = "the model") -> tuple[Path, int]:
+    """File and offset of an external tensor; BadInput if it is missing or leaves the folder."""
+    entries = {entry.key: entry.value for entry in tensor.external_data}
+    location = entries.get("location", "")
+    path = folder / location
+    if Path(location).is_absolute() or not path.resolve().is_relative_to(folder.resolve()):
+        raise BadInput(
+            f"{name}: weight {tensor.name!r} points to {location!r}, outside the model's folder; "
+            "put the data file beside the model"
+        )
+    if not location or not path.is_file():
+        raise BadInput(
+            f"{name}: external data file {location!r} of weight {tensor.name!r} is missing; "
+            "put it beside the model"
+        )
+    try:
+        offset = int(entries.get("offset", "0"))
+        size = tensor_bytes(tensor)
+    except ValueError as error:
+        raise BadInput(
+            f"{name}: weight {tensor.name!r} states a broken offset or length; export it again"
+        ) from error
+    if offset < 0 or size < 0 or offset + size > path.stat().st_size:
+        raise BadInput(
+            f"{name}: external data file {location!r} ends before weight {tensor.name!r}; "
+            "copy it again"
+        )
+    return path, offset
+
+
+def _chunks(folder: Path, tensor: onnx.TensorProto, size: int = 1 << 24) -> Iterator[bytes]:
+    path, offset = _locate(folder, tensor)
+    left = tensor_bytes(tensor)
+    with path.open("rb") as file:
+        file.seek(offset)
+        while left > 0:
+            chunk = file.read(min(size, left))
+            left -= len(chunk)
+            yield chunk
+
+
+def write(model: OnnxModel, path: Path) -> None:
+    """Write the model to `path`, with external data, if it has any, to `path` + ".data".
+
+    An unedited model without external data is written byte for byte as it was read. The caller
+    gives a path in a staging folder; see `staged`.
+    """
+    if not any(True for _ in model.external()):
+        path.write_bytes(model.serialized())
+        return
+    proto = onnx.ModelProto()
+    proto.CopyFrom(model.proto)
+    data = path.with_name(path.name + ".data")
+    with data.open("wb") as file:
+        for tensor in proto.graph.initializer:
+            if tensor.data_location == EXTERNAL:
+                _move(model.folder, tensor, file, data.name)
+    path.write_bytes(proto.SerializeToString())
+
+
+def _move(folder: Path, tensor: onnx.TensorProto, file: BinaryIO, location: str) -> None:
+    file.seek(-(-file.tell() // ALIGNMENT_BYTES) * ALIGNMENT_BYTES)
+    start = file.tell()
+    for chunk in _chunks(folder, tensor):
+        file.write(chunk)
+    del tensor.external_data[:]
+    for key, value in (("location", location), ("offset", start), ("length", file.tell() - start)):
+        tensor.external_data.add(key=key, value=str(value))
+
+
+@contextmanager
+def staged(target: Path) -> Iterator[Path]:
+    """A folder beside `target` for its files; on success they are renamed into place, else gone.
+
+    Side files go first and the one named like `target` last, so that it never stands without them.
+    Raises BadInput where the target's folder cannot be written.
+    """
+    try:
+        folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    except OSError as error:
+        raise BadInput(
+            f"{target}: cannot write there: {error.strerror}; choose another -o"
+        ) from error
+    try:
+        if target.is_dir():
+            raise BadInput(f"{target}: is a folder; give a file name with -o")
+        try:
+            yield folder
+            for file in sorted(folder.iterdir(), key=lambda file: file.name == target.name):
+                file.replace(target.parent / file.name)
+        except OSError as error:
+            raise BadInput(
+                f"{target}: cannot write there: {error.strerror}; nothing was kept"
+            ) from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)

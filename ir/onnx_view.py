@@ -1,0 +1,189 @@
+"""Reading an ONNX graph into the dataflow view, by way of onnx-graphsurgeon.
+
+Weights are never loaded here: graphsurgeon's tensors are lazy, and only names, types and
+dimensions are asked of them.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+
+from .graph import Constant, Graph, Kind, Node, Shape, Value
+from .onnx_ops import (
+    CHANNEL_AXIS,
+    DATA_INPUTS,
+    INTEGER_TYPES,
+    KINDS,
+    NO_DERIVATIVE,
+    SMOOTH_OUTPUTS,
+)
+
+SCOPES_KEY = "pkg.torch.onnx.name_scopes"
+
+
+def view(model: onnx.ModelProto) -> Graph:
+    """The dataflow view of the model's main graph; functions and bodies stay opaque nodes."""
+    surgeon = gs.import_onnx(model)
+    constants = {tensor.name: _constant(tensor) for tensor in model.graph.initializer}
+    nodes = []
+    for index, (node, proto) in enumerate(zip(surgeon.nodes, model.graph.node, strict=True)):
+        nodes.append(_node(index, node, proto))
+        constants.update(_literal(proto))
+    feeds = tuple(v.name for v in model.graph.input if v.name not in constants)
+    return Graph(
+        nodes=tuple(nodes),
+        values=_values(model) | constants,
+        inputs=feeds,
+        outputs=tuple(value.name for value in model.graph.output),
+        constants=constants,
+    )
+
+
+def _node(index: int, node: gs.Node, proto: onnx.NodeProto) -> Node:
+    captured = sorted(_captured(proto))
+    inputs = (*proto.input, *captured)
+    outputs = tuple(proto.output)
+    if node.op in NO_DERIVATIVE or (node.op == "Cast" and node.attrs.get("to") in INTEGER_TYPES):
+        smooth: tuple[str, ...] = ()
+    else:
+        smooth = tuple(name for name in outputs[: SMOOTH_OUTPUTS.get(node.op)] if name)
+    data = DATA_INPUTS.get(node.op)
+    return Node(
+        index=index,
+        name=proto.name,
+        op=proto.op_type,
+        kind=KINDS.get(proto.op_type, Kind.OTHER),
+        inputs=inputs,
+        outputs=outputs,
+        derivative=tuple(
+            bool(smooth) and bool(name) and (data is None or i in data or i >= len(proto.input))
+            for i, name in enumerate(inputs)
+        ),
+        smooth=smooth,
+        channel_axis=CHANNEL_AXIS.get(proto.op_type),
+        scope=_scope(proto),
+    )
+
+
+def _captured(proto: onnx.NodeProto) -> set[str]:
+    """Outer values that the bodies of an If, Loop or Scan read."""
+    found: set[str] = set()
+    for attribute in proto.attribute:
+        for body in [attribute.g, *attribute.graphs]:
+            own = {v.name for v in body.input} | {t.name for t in body.initializer}
+            for inner in body.node:
+                reads = {name for name in inner.input if name} | _captured(inner)
+                found |= reads - own
+                own.update(inner.output)
+            found |= {v.name for v in body.output} - own
+    return found
+
+
+def _scope(proto: onnx.NodeProto) -> tuple[str, ...]:
+    """Module path the exporter left, outermost first: dynamo's metadata or TorchScript's name."""
+    for entry in proto.metadata_props:
+        if entry.key == SCOPES_KEY:
+            try:
+                path = ast.literal_eval(entry.value)
+            except (ValueError, SyntaxError):
+                return ()
+            return tuple(str(part) for part in path[:-1] if part)
+    if proto.name.startswith("/"):
+        return tuple(part for part in re.split(r"/+", proto.name)[1:-1] if part)
+    return ()
+
+
+def _values(model: onnx.ModelProto) -> dict[str, Value]:
+    """Types and shapes the file states, completed by ONNX's own inference where it succeeds."""
+    stated = [*model.graph.value_info, *model.graph.input, *model.graph.output]
+    try:
+        inferred = onnx.shape_inference.infer_shapes(_without_weights(model), data_prop=True)
+        stated = [*inferred.graph.value_info, *stated]
+    except (onnx.shape_inference.InferenceError, RuntimeError, ValueError):
+        pass  # a hint is missing, not a fact: observed shapes decide wherever there is data
+    return {info.name: _value(info) for info in stated}
+
+
+def _without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model with the bytes of large weights left out, so that inference copies little."""
+    light = onnx.ModelProto()
+    light.ir_version = model.ir_version
+    light.opset_import.extend(model.opset_import)
+    light.functions.extend(model.functions)
+    light.graph.name = model.graph.name
+    light.graph.node.extend(model.graph.node)
+    light.graph.input.extend(model.graph.input)
+    light.graph.output.extend(model.graph.output)
+    light.graph.value_info.extend(model.graph.value_info)
+    known = {value.name for value in model.graph.input}
+    for tensor in model.graph.initializer:
+        if np.prod(tensor.dims) <= 1024 and tensor.data_location != onnx.TensorProto.EXTERNAL:
+            light.graph.initializer.append(tensor)
+        elif tensor.name not in known:
+            info = onnx.helper.make_tensor_value_info(
+                tensor.name, tensor.data_type, list(tensor.dims)
+            )
+            light.graph.input.append(info)
+    return light
+
+
+def _value(info: onnx.ValueInfoProto) -> Value:
+    if not info.type.HasField("tensor_type"):
+        return Value(info.name)
+    tensor = info.type.tensor_type
+    shape: Shape | None = None
+    if tensor.HasField("shape"):
+        shape = tuple(
+            dim.dim_value if dim.HasField("dim_value") else (dim.dim_param or None)
+            for dim in tensor.shape.dim
+        )
+    return Value(info.name, dtype_name(tensor.elem_type), shape)
+
+
+def dtype_name(elem_type: int) -> str | None:
+    """NumPy's name of a TensorProto.DataType code, e.g. 1 -> "float32", 16 -> "bfloat16"."""
+    if elem_type in (onnx.TensorProto.UNDEFINED, onnx.TensorProto.STRING):
+        return None
+    return str(onnx.helper.tensor_dtype_to_np_dtype(elem_type))
+
+
+def _constant(tensor: onnx.TensorProto) -> Constant:
+    elements = int(np.prod(tensor.dims, dtype=np.int64))
+    return Constant(
+        name=tensor.name,
+        dtype=dtype_name(tensor.data_type),
+        shape=tuple(tensor.dims),
+        elements=elements,
+        size_bytes=tensor_bytes(tensor),
+    )
+
+
+def tensor_bytes(tensor: onnx.TensorProto) -> int:
+    """Bytes the tensor takes in its file, external data included."""
+    if tensor.data_location == onnx.TensorProto.EXTERNAL:
+        for entry in tensor.external_data:
+            if entry.key == "length":
+                return int(entry.value)
+        elements = int(np.prod(tensor.dims, dtype=np.int64))
+        return elements * onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
+    return len(tensor.raw_data) or tensor.ByteSize()
+
+
+def _literal(proto: onnx.NodeProto) -> dict[str, Constant]:
+    """A Constant node's output as a constant; other nodes give none."""
+    if proto.op_type != "Constant":
+        return {}
+    name = proto.output[0]
+    for attribute in proto.attribute:
+        if attribute.name == "value":
+            tensor = onnx.TensorProto()
+            tensor.CopyFrom(attribute.t)
+            tensor.name = name
+            return {name: _constant(tensor)}
+    count = max((len(a.floats) + len(a.ints) + len(a.strings) for a in proto.attribute), default=0)
+    return {name: Constant(name, elements=max(count, 1), size_bytes=proto.ByteSize())}

@@ -1,0 +1,220 @@
+"""Spans: stretches of a chain that one map from entry to exit could replace.
+
+A Span is proved when it is made: entry and exit have one dtype and one shape, nothing inside is
+read from outside. What cannot be proved is a Refusal that names the reason and the node at fault.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from .blocks import Anatomy
+from .graph import JOINING, Graph, Kind, Node
+
+ObservedShapes = Mapping[str, Sequence[tuple[int, ...]]]
+"""Per value, the shapes it took on calibration batches of different size."""
+
+
+@dataclass(frozen=True)
+class Span:
+    """From the value `entry` at cut `start` to the value `exit` at cut `stop` of one chain.
+
+    Replacing it means: whoever reads `exit` reads a map of `entry` instead, and the nodes listed
+    in `removed` (indices) are no longer needed by anyone. `side_inputs` are other values that flow
+    into the span (encoder states, say). `channel_axis` is -1 for tokens, 1 for feature maps.
+    """
+
+    start: int
+    stop: int
+    entry: str
+    exit: str
+    channel_axis: int
+    name: str
+    blocks: float
+    removed: frozenset[int]
+    side_inputs: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Why the stretch between two cuts cannot be replaced, and where that shows."""
+
+    start: int
+    stop: int
+    name: str
+    reason: str
+    node: str
+
+
+def prove(
+    graph: Graph,
+    anatomy: Anatomy,
+    start: int,
+    stop: int,
+    observed: ObservedShapes | None = None,
+) -> tuple[Span, ...] | Refusal:
+    """The spans from cut `start` to cut `stop`, or why there is none.
+
+    A cut may hold several values (a residual sum and its normalisation), so there may be several
+    spans between two cuts: sum to sum, normalised to sum, normalised to normalised. Operations
+    between the exit and the end of its cut are kept.
+    """
+    name = span_name(anatomy, start, stop)
+    entry_cut, exit_cut = anatomy.chain.cuts[start], anatomy.chain.cuts[stop]
+    refusals: list[Refusal] = []
+    spans: list[Span] = []
+    ends = [
+        (entry_cut.last, exit_cut.first),
+        (entry_cut.first, exit_cut.first),
+        (entry_cut.last, exit_cut.last),
+    ]
+    for entry, exit_ in dict.fromkeys(ends):
+        made_by = str(graph.producer[exit_])
+        reason = _mismatch(graph, anatomy, start, stop, entry, exit_, observed)
+        if reason is None:
+            escaped = _escaped(graph, anatomy, start, stop, entry, exit_)
+            if isinstance(escaped, frozenset):
+                spans.append(
+                    Span(
+                        start,
+                        stop,
+                        entry,
+                        exit_,
+                        channel_axis(graph, exit_, entry, observed),
+                        name,
+                        anatomy.block_share(start, stop),
+                        escaped,
+                        _side_inputs(graph, anatomy, start, escaped, entry),
+                    )
+                )
+                continue
+            reason, made_by = escaped
+        refusals.append(Refusal(start, stop, name, reason, made_by))
+    return tuple(spans) or refusals[0]
+
+
+def span_name(anatomy: Anatomy, start: int, stop: int) -> str:
+    """A name for people: the blocks it covers, or the units where it covers no whole block."""
+    whole = [b.name for b in anatomy.blocks if start <= b.start and b.stop <= stop]
+    covered = sum(b.stop - b.start for b in anatomy.blocks if start <= b.start and b.stop <= stop)
+    if whole and covered == stop - start:
+        return whole[0] if len(whole) == 1 else f"{whole[0]} .. {whole[-1]}"
+    parts = [_unit_name(anatomy, i) for i in range(start, stop)]
+    return parts[0] if len(parts) == 1 else f"{parts[0]} .. {parts[-1]}"
+
+
+def _unit_name(anatomy: Anatomy, index: int) -> str:
+    for block in anatomy.blocks:
+        if block.start <= index < block.stop:
+            if block.stop - block.start == 1:
+                return block.name
+            return f"{block.name} ({index - block.start + 1}/{block.stop - block.start})"
+    return anatomy.units[index].name
+
+
+def _mismatch(
+    graph: Graph,
+    anatomy: Anatomy,
+    start: int,
+    stop: int,
+    entry: str,
+    exit_: str,
+    observed: ObservedShapes | None,
+) -> str | None:
+    """Why entry and exit cannot be one stream, or None where they are proved to be."""
+    a, b = graph.value(entry), graph.value(exit_)
+    if a.is_known_not_float or b.is_known_not_float or (a.dtype and b.dtype and a.dtype != b.dtype):
+        return f"its ends differ in dtype: {a.dtype} and {b.dtype}"
+    if not graph.static_dims_agree(entry, exit_):
+        return f"its ends differ in shape: {_pretty(a.shape)} and {_pretty(b.shape)}"
+    if observed is not None:
+        seen_a, seen_b = list(observed.get(entry, ())), list(observed.get(exit_, ()))
+        if not seen_a or seen_a != seen_b:
+            return f"its ends differ in shape on the data: {seen_a} and {seen_b}"
+        return None if len(seen_a[0]) >= 2 else "its ends have no channel axis"
+    if all(_is_residual(anatomy, i) for i in range(start, stop)):
+        return None
+    return "no residual sum joins its ends, and without data equal shapes are not proved"
+
+
+def _is_residual(anatomy: Anatomy, index: int) -> bool:
+    """Whether sums and cheap operations alone lead from one cut to the next."""
+    reached = set(anatomy.chain.cuts[index].values)
+    for node in anatomy.chain.stretches[index]:
+        if node.kind in JOINING and not reached.isdisjoint(node.inputs):
+            reached.update(node.outputs)
+    return anatomy.chain.cuts[index + 1].first in reached
+
+
+def _escaped(
+    graph: Graph, anatomy: Anatomy, start: int, stop: int, entry: str, exit_: str
+) -> frozenset[int] | tuple[str, str]:
+    """The nodes a replacement frees; or what is read from outside and by whom, a refusal."""
+    alive = graph.needed_by({*graph.outputs, entry}, given=frozenset({exit_}))
+    removed = graph.needed_by(graph.outputs) - alive
+    inside = [node for i in range(start, stop) for node in anatomy.chain.stretches[i]]
+    for node in inside:
+        for name in node.outputs:
+            if name in graph.outputs and name != exit_:
+                return f"the graph output {name!r} is made inside it", str(node)
+        if node.index in alive and entry not in node.outputs:
+            reader = _outside_reader(graph, node, alive)
+            return f"{reader} outside it still reads {node.outputs[0]!r}", str(node)
+    return frozenset(removed)
+
+
+def _outside_reader(graph: Graph, node: Node, alive: set[int]) -> str:
+    readers = (r for name in node.outputs for r in graph.consumers.get(name, ()))
+    return next((str(r) for r in readers if r.index in alive), "a node")
+
+
+def _side_inputs(
+    graph: Graph, anatomy: Anatomy, start: int, removed: frozenset[int], entry: str
+) -> tuple[str, ...]:
+    """Input-dependent values that flow into the span beside its entry and outlive it."""
+    stream = set(anatomy.chain.cuts[start].values) | {entry}
+    made = {name for index in removed for name in graph.nodes[index].outputs}
+    read = {name for index in removed for name in graph.nodes[index].inputs}
+    return tuple(sorted((read - made - stream) & graph.input_dependent))
+
+
+def channel_axis(graph: Graph, exit_: str, entry: str, observed: ObservedShapes | None) -> int:
+    """Axis of the channels of a stream, told by the nearest operator that has an opinion.
+
+    Readers of the exit and of the entry are asked first, then their makers, looking through
+    operations that keep the layout. Streams no one has an opinion on are taken by rank: 4 axes or
+    more as feature maps, fewer as tokens.
+    """
+    for name in (exit_, entry):
+        for axis in _opinions(graph, name):
+            return axis
+    shape = graph.value(exit_).shape or (observed or {}).get(exit_, [()])[0]
+    return 1 if len(shape) >= 4 else -1
+
+
+def _opinions(graph: Graph, name: str) -> Iterator[int]:
+    queue, seen = [name], {name}
+    while queue:
+        value = queue.pop(0)
+        around = [n for n in graph.consumers.get(value, ()) if n.inputs[0] == value]
+        for node in around:
+            if node.channel_axis is not None:
+                yield node.channel_axis
+        for node in graph.consumers.get(value, ()):
+            if node.kind in (Kind.POINTWISE, Kind.ADD, Kind.NORM):
+                fresh = [out for out in node.outputs if out and out not in seen]
+                seen.update(fresh)
+                queue += fresh
+    maker = graph.producer.get(name)
+    while maker is not None:
+        if maker.channel_axis is not None:
+            yield maker.channel_axis
+            return
+        if maker.kind not in (Kind.POINTWISE, Kind.ADD, Kind.NORM) or not maker.inputs:
+            return
+        maker = graph.producer.get(maker.inputs[0])
+
+
+def _pretty(shape: object) -> str:
+    return "unknown" if shape is None else str(shape).replace("'", "")
