@@ -108,17 +108,21 @@ def read(source: str | os.PathLike[str] | onnx.ModelProto) -> OnnxModel:
     for tensor in model.external():
         _locate(model.folder, tensor, name)
     try:
-        onnx.checker.check_model(_without_external(model.proto))
+        check(model.proto)
     except onnx.checker.ValidationError as error:
         reason = str(error).splitlines()[0]
         raise BadInput(f"{name}: not a valid ONNX model ({reason}); export it again") from error
     return model
 
 
-def _without_external(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """For the checker, which would look for external data in the current folder."""
+def check(proto: onnx.ModelProto) -> None:
+    """ONNX's own checker, spared the external data, which it would seek in the current folder.
+
+    Raises onnx.checker.ValidationError.
+    """
     if not any(t.data_location == EXTERNAL for t in proto.graph.initializer):
-        return proto
+        onnx.checker.check_model(proto)
+        return
     light = onnx.ModelProto()
     light.CopyFrom(proto)
     for tensor in light.graph.initializer:
@@ -131,7 +135,7 @@ def _without_external(proto: onnx.ModelProto) -> onnx.ModelProto:
     kept = [t for t in light.graph.initializer if t.data_location != EXTERNAL]
     del light.graph.initializer[:]
     light.graph.initializer.extend(kept)
-    return light
+    onnx.checker.check_model(light)
 
 
 def _locate(folder: Path, tensor: onnx.TensorProto, name: str = "the model") -> tuple[Path, int]:

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from .blocks import Anatomy
-from .graph import JOINING, Graph, Kind, Node
+from .graph import JOINING, Graph, Kind, Node, Shape
 
 ObservedShapes = Mapping[str, Sequence[tuple[int, ...]]]
 """Per value, the shapes it took on calibration batches of different size."""
@@ -22,7 +22,8 @@ class Span:
 
     Replacing it means: whoever reads `exit` reads a map of `entry` instead, and the nodes listed
     in `removed` (indices) are no longer needed by anyone. `side_inputs` are other values that flow
-    into the span (encoder states, say). `channel_axis` is -1 for tokens, 1 for feature maps.
+    into the span (encoder states, say). `channel_axis` is -1 for tokens, 1 for feature maps; `rank`
+    counts all axes.
     """
 
     start: int
@@ -30,6 +31,8 @@ class Span:
     entry: str
     exit: str
     channel_axis: int
+    rank: int
+    dtype: str
     name: str
     blocks: float
     removed: frozenset[int]
@@ -77,15 +80,17 @@ def prove(
             if isinstance(escaped, frozenset):
                 spans.append(
                     Span(
-                        start,
-                        stop,
-                        entry,
-                        exit_,
-                        channel_axis(graph, exit_, entry, observed),
-                        name,
-                        anatomy.block_share(start, stop),
-                        escaped,
-                        _side_inputs(graph, anatomy, start, escaped, entry),
+                        start=start,
+                        stop=stop,
+                        entry=entry,
+                        exit=exit_,
+                        channel_axis=channel_axis(graph, exit_, entry, observed),
+                        rank=len(_any_shape(graph, exit_, observed)),
+                        dtype=graph.value(exit_).dtype or graph.value(entry).dtype or "float32",
+                        name=name,
+                        blocks=anatomy.block_share(start, stop),
+                        removed=escaped,
+                        side_inputs=_side_inputs(graph, anatomy, start, escaped, entry),
                     )
                 )
                 continue
@@ -189,8 +194,14 @@ def channel_axis(graph: Graph, exit_: str, entry: str, observed: ObservedShapes 
     for name in (exit_, entry):
         for axis in _opinions(graph, name):
             return axis
-    shape = graph.value(exit_).shape or (observed or {}).get(exit_, [()])[0]
-    return 1 if len(shape) >= 4 else -1
+    return 1 if len(_any_shape(graph, exit_, observed)) >= 4 else -1
+
+
+def _any_shape(graph: Graph, name: str, observed: ObservedShapes | None) -> Shape:
+    """A shape of the value: one seen on the data, else the one the file states."""
+    if observed is not None and observed.get(name):
+        return observed[name][0]
+    return graph.value(name).shape or ()
 
 
 def _opinions(graph: Graph, name: str) -> Iterator[int]:

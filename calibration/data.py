@@ -1,0 +1,298 @@
+"""Calibration data as everything else reads it: samples, in batches, never all in memory at once.
+
+An array is held as its elements one after another (C order) and the runs of equal shape among the
+samples. The elements lie in the user's own .npy file or array or in a private temporary folder, and
+are mapped only while one batch is taken, so memory does not grow with the number of samples.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import shutil
+import tempfile
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..ir.errors import BadInput
+
+FAMILIES = {"b": "whole numbers", "i": "whole numbers", "u": "whole numbers", "f": "floats"}
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """`feeds[name]` has shape (rows, ...); `samples` (rows,) says which samples the rows are."""
+
+    feeds: dict[str, NDArray[Any]]
+    samples: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Stored:
+    """Elements one after another in a file, from `offset_bytes` on."""
+
+    path: Path
+    dtype: np.dtype[Any]
+    offset_bytes: int
+    elements: int
+
+    def map(self) -> NDArray[Any]:
+        """The elements (n,), mapped read-only; BadInput where the file has gone or shrunk."""
+        if not self.elements:
+            return np.empty(0, self.dtype)
+        try:
+            mapped = np.memmap(self.path, self.dtype, "r", self.offset_bytes, (self.elements,))
+        except (OSError, ValueError) as error:
+            raise BadInput(f"{self.path}: gone or shorter while in use ({error})") from error
+        return np.asarray(mapped)
+
+
+@dataclass(frozen=True, eq=False)
+class Piece:
+    """An array (rows, ...) as it arrives: `chunks()` gives its rows in order, a few at a time.
+
+    `elements` is where the same rows lie in C order for good, or None where they must be copied.
+    """
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    chunks: Callable[[], Iterator[NDArray[Any]]]
+    elements: Stored | NDArray[Any] | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Column:
+    """One array of every sample; run r is samples starts[r] .. starts[r + 1] - 1, of one shape."""
+
+    name: str
+    dtype: np.dtype[Any]
+    elements: Stored | NDArray[Any]
+    starts: NDArray[np.int64]  # (runs + 1,)
+    offsets: NDArray[np.int64]  # (runs,), in elements
+    kinds: NDArray[np.int64]  # (runs,), index into shapes
+    shapes: tuple[tuple[int, ...], ...]  # the different shapes of one sample
+
+    def run(self, samples: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The run of each sample, (n,)."""
+        return np.searchsorted(self.starts, samples, side="right") - 1
+
+    def take(self, samples: NDArray[np.int64]) -> NDArray[Any]:
+        """A fresh array (n, ...) of the column's dtype; the samples must share one shape."""
+        runs, elements = self.run(samples), self._map()
+        shape = self.shapes[self.kinds[runs[0]]]
+        taken = np.empty((len(samples), *shape), self.dtype)
+        for run in np.unique(runs):
+            here, begin = runs == run, int(self.offsets[run])
+            count = int(self.starts[run + 1] - self.starts[run])
+            rows = elements[begin : begin + count * math.prod(shape)].reshape(count, *shape)
+            taken[here] = rows[samples[here] - self.starts[run]]
+        return taken
+
+    def whole(self) -> NDArray[Any]:
+        """A column of one shape as one array (samples, ...), uncopied where its dtype is right."""
+        elements = self._map().reshape(self.starts[-1], *self.shapes[0])
+        return elements.astype(self.dtype, copy=False)
+
+    def _map(self) -> NDArray[Any]:
+        return self.elements.map() if isinstance(self.elements, Stored) else self.elements
+
+
+class Spool:
+    """A private folder under TMPDIR, removed on close, when collected and at exit."""
+
+    def __init__(self) -> None:
+        self.bytes = self.files = 0
+        self._folder: Path | None = None
+        self._finalizer: weakref.finalize[..., Spool] | None = None
+
+    def path(self, file: str) -> Path:
+        """Where a file lies; makes the folder."""
+        if self._folder is None:
+            self._folder = Path(tempfile.mkdtemp(prefix="blockfold-"))
+            self._finalizer = weakref.finalize(self, _remove, self._folder, os.getpid())
+        return self._folder / file
+
+    def write(self, file: str, elements: NDArray[Any]) -> None:
+        """Append elements (n,); BadInput where the disk will not take them."""
+        try:
+            with self.path(file).open("ab") as stream:
+                stream.write(elements.data)
+        except OSError as error:
+            said = f"cannot copy the data to {self._folder or tempfile.gettempdir()}"
+            fix = "free space there, or set TMPDIR to a folder with more"
+            raise BadInput(f"{said} ({error.strerror}); {fix}") from error
+        self.bytes += elements.nbytes
+
+    def close(self) -> None:
+        if self._finalizer is not None:
+            self._finalizer()
+
+
+def _remove(folder: Path, owner: int) -> None:
+    if os.getpid() == owner:  # a forked worker leaves its parent's files alone
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+class ColumnWriter:
+    """Builds a Column piece by piece: values are checked, hashed and, unless they stay put, copied.
+
+    Without a dtype, the first piece's is kept. Labels become int64 or float64, and of one shape.
+    """
+
+    def __init__(
+        self, name: str, dtype: np.dtype[Any] | None, spool: Spool, *, labels: bool = False
+    ) -> None:
+        self.samples = 0
+        self._name, self._dtype, self._spool, self._labels = name, dtype, spool, labels
+        self._file, spool.files = f"{spool.files}.bin", spool.files + 1
+        self._runs: list[tuple[int, tuple[int, ...]]] = []  # first sample, shape of one
+        self._hash = hashlib.sha256()
+        self._elements: Stored | NDArray[Any] | None = None
+
+    def add(self, piece: Piece, where: str) -> None:
+        """Take the rows of `piece` (rows, ...); BadInput for numbers that the dtype cannot hold."""
+        here, shape = f"{where}: array {self._name!r}", piece.shape[1:]
+        family = FAMILIES.get(piece.dtype.kind)
+        if family is None:
+            raise BadInput(f"{here} holds {piece.dtype}, not numbers; convert it first")
+        dtype = self._dtype or piece.dtype.newbyteorder("=")
+        if self._labels:
+            dtype = self._dtype or np.dtype(np.float64 if family == "floats" else np.int64)
+        if family != FAMILIES[dtype.kind]:
+            raise BadInput(f"{here} holds {piece.dtype} where {dtype} is needed; convert it first")
+        before = self._runs[-1][1] if self._runs else shape
+        if len(shape) != len(before) or (self._labels and shape != before):
+            raise BadInput(f"{here} has samples of shape {shape} after {before}; make them alike")
+        self._dtype = dtype
+        if piece.shape[0] and (not self._runs or shape != before):
+            self._runs.append((self.samples, shape))
+        for chunk in piece.chunks():
+            ready = np.ascontiguousarray(_fitted(chunk, dtype, self.samples, here)).reshape(-1)
+            self._hash.update(ready.astype(dtype.newbyteorder("<"), copy=False).data)
+            if piece.elements is None:
+                self._spool.write(self._file, ready)
+            self.samples += len(chunk)
+        self._elements = piece.elements
+
+    def column(self) -> Column:
+        """All that was added; at least one sample was."""
+        assert self._dtype is not None
+        starts = np.array([first for first, _ in self._runs] + [self.samples], np.int64)
+        sizes = np.diff(starts) * [math.prod(shape) for _, shape in self._runs]
+        offsets = np.cumsum(sizes) - sizes
+        shapes = tuple(dict.fromkeys(shape for _, shape in self._runs))  # in order of appearance
+        index = {shape: at for at, shape in enumerate(shapes)}
+        kinds = np.array([index[shape] for _, shape in self._runs], np.int64)
+        elements = self._elements
+        if elements is None:
+            elements = Stored(self._spool.path(self._file), self._dtype, 0, int(sizes.sum()))
+        return Column(self._name, self._dtype, elements, starts, offsets, kinds, shapes)
+
+    def fingerprint(self) -> str:
+        """Name, dtype, shapes and bytes; how the samples were cut into pieces leaves no trace."""
+        facts = [self._name, str(self._dtype), self.samples, self._runs]
+        return json.dumps([*facts, self._hash.hexdigest()])
+
+
+def _fitted(chunk: NDArray[Any], dtype: np.dtype[Any], first: int, here: str) -> NDArray[Any]:
+    """`chunk` (rows, ...) as dtype, of the same family; `first` is the sample of its first row."""
+    if dtype.kind == "f":
+        with np.errstate(over="ignore"):
+            cast = chunk.astype(dtype, copy=False)
+        if np.isfinite(cast).all():
+            return cast
+        bad = ~np.isfinite(cast)
+        lost = "NaN or Inf" if not np.isfinite(chunk).all() else f"a value too large for {dtype}"
+        fix = "drop or repair that sample"
+    else:
+        low, high = (0, 1) if dtype.kind == "b" else (np.iinfo(dtype).min, np.iinfo(dtype).max)
+        if not chunk.size or (int(chunk.min()) >= low and int(chunk.max()) <= high):
+            return chunk.astype(dtype, copy=False)
+        bad = (chunk < low) | (chunk > high)
+        lost, fix = f"a value outside {low}..{high}", f"{dtype} is needed"
+    row = int(bad.reshape(len(bad), -1).any(axis=1).argmax())
+    raise BadInput(f"{here} holds {lost}, first in sample {first + row}; {fix}")
+
+
+class Dataset:
+    """Samples for a model's inputs, with labels and groups where the data has them.
+
+    `labels` has shape (samples,) or (samples, ...), int64 or float64. `groups` (samples,) is int64,
+    numbered by first appearance: only which samples go together matters. `digest` is a sha256 (hex)
+    over names, dtypes as fed, per-sample shapes and bytes in sample order: form of the data, its
+    cutting into files or batches, the order of arrays and the names of groups leave no trace.
+    """
+
+    def __init__(
+        self,
+        columns: Sequence[Column],
+        labels: Column | None,
+        groups: NDArray[np.int64] | None,
+        digest: str,
+        spool: Spool,
+        *,
+        random: bool = False,
+    ) -> None:
+        self.names = tuple(column.name for column in columns)
+        self.samples = int(columns[0].starts[-1])
+        self.labels = None if labels is None else labels.whole()
+        self.groups, self.digest, self.random = groups, digest, random
+        self.closed = False
+        self._columns = tuple(columns)
+        self._spool = spool
+
+    @property
+    def spooled_bytes(self) -> int:
+        """Size of the temporary copy; 0 where all data is read in place."""
+        return self._spool.bytes
+
+    def batches(self, samples: NDArray[np.int64], size: int) -> Iterator[Batch]:
+        """The given samples (n,) in ascending order, at most `size` of one shape at a time.
+
+        Neighbours of equal shape share a batch, whatever file they came from. Feeds are fresh.
+        """
+        chosen = np.sort(np.asarray(samples, np.int64))
+        if self.closed:
+            raise ValueError("the data set is closed")
+        if size < 1:
+            raise ValueError(f"a batch has at least one row, not {size}")
+        if chosen.size and not (chosen[0] >= 0 and chosen[-1] < self.samples):
+            raise IndexError(f"samples {chosen[0]}..{chosen[-1]}: only 0..{self.samples - 1} exist")
+        return self._batches(chosen, size)
+
+    def _batches(self, chosen: NDArray[np.int64], size: int) -> Iterator[Batch]:
+        kinds = np.stack([column.kinds[column.run(chosen)] for column in self._columns])
+        breaks = np.flatnonzero((kinds[:, 1:] != kinds[:, :-1]).any(axis=0)) + 1
+        for alike in np.split(chosen, breaks):
+            for at in range(0, len(alike), size):
+                rows = alike[at : at + size]
+                yield Batch({column.name: column.take(rows) for column in self._columns}, rows)
+
+    def median_dims(self) -> dict[str, tuple[int, ...]]:
+        """Per input, the (lower) median length over the samples of every axis after the first."""
+        middle = (self.samples - 1) // 2
+        medians = {}
+        for column in self._columns:
+            shapes = np.array(column.shapes, np.int64)[column.kinds]
+            every = np.repeat(shapes, np.diff(column.starts), axis=0)
+            medians[column.name] = tuple(int(d) for d in np.sort(every, axis=0)[middle])
+        return medians
+
+    def close(self) -> None:
+        """Remove the temporary copy; batches can no longer be taken."""
+        self.closed = True
+        self._spool.close()
+
+    def __enter__(self) -> Dataset:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()

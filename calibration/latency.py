@@ -1,0 +1,109 @@
+"""Latency, side by side: sessions take turns, so that a drifting machine treats all alike."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..ir.errors import BadInput
+from ..ir.graph import Value
+from .data import Dataset
+from .runtime import Runner
+
+WARM_UP_RUNS = 3
+
+
+@dataclass(frozen=True)
+class Profile:
+    """The shapes that will be served: batch size and lengths of the other axes of each input."""
+
+    batch: int
+    feeds: Mapping[str, NDArray[np.generic]]
+
+    def __str__(self) -> str:
+        shapes = ", ".join(f"{name} {tuple(feed.shape)}" for name, feed in self.feeds.items())
+        return f"batch {self.batch}: {shapes}"
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Milliseconds per run, one number per round (the median of the runs in that round)."""
+
+    rounds_ms: NDArray[np.float64]
+
+    @property
+    def median_ms(self) -> float:
+        return float(np.median(self.rounds_ms))
+
+    def ratio_to(self, other: Timing) -> tuple[float, float, float]:
+        """other / self, pair by pair: median, 10th and 90th percentile. Above 1: self is faster."""
+        ratios = other.rounds_ms / self.rounds_ms
+        low, middle, high = np.percentile(ratios, [10, 50, 90])
+        return float(middle), float(low), float(high)
+
+
+def take_turns(
+    runners: Sequence[Runner], profile: Profile, *, rounds: int = 15, round_seconds: float = 0.05
+) -> list[Timing]:
+    """Time the runners in turns, each for about `round_seconds` in every round."""
+    feeds = dict(profile.feeds)
+    counts = []
+    for runner in runners:
+        start = time.perf_counter()
+        for _ in range(WARM_UP_RUNS):
+            runner.run_raw(feeds)
+        seconds = (time.perf_counter() - start) / WARM_UP_RUNS
+        counts.append(max(1, min(200, round(round_seconds / max(seconds, 1e-6)))))
+    found = np.zeros((len(runners), rounds))
+    for turn in range(rounds):
+        for at, (runner, count) in enumerate(zip(runners, counts, strict=True)):
+            found[at, turn] = np.median([_once_ms(runner, feeds) for _ in range(count)])
+    return [Timing(row) for row in found]
+
+
+def _once_ms(runner: Runner, feeds: dict[str, NDArray[np.generic]]) -> float:
+    start = time.perf_counter()
+    runner.run_raw(feeds)
+    return (time.perf_counter() - start) * 1e3
+
+
+def profile_from_data(
+    data: Dataset, inputs: Sequence[Value], settings: Mapping[str, int], fixed: int | None
+) -> Profile:
+    """A profile with real samples: batch 1 and median lengths unless `settings` says otherwise.
+
+    `settings` holds `batch` and any symbolic dimension of an input by its name (`seq=128`). Axes
+    are cut, or filled by repeating the data. Raises BadInput for names no input has.
+    """
+    symbols = {dim for value in inputs for dim in (value.shape or ())[1:] if isinstance(dim, str)}
+    unknown = set(settings) - symbols - {"batch"}
+    if unknown:
+        known = ", ".join(["batch", *sorted(symbols)])
+        raise BadInput(f"--profile {min(unknown)}=...: no such dimension; there is {known}")
+    batch = fixed or settings.get("batch", 1)
+    if batch != settings.get("batch", batch):
+        raise BadInput(f"--profile batch={settings['batch']}: the model fixes its batch at {batch}")
+    sample = next(iter(data.batches(np.arange(min(batch, data.samples)), batch)))
+    medians = data.median_dims()
+    feeds = {}
+    for value in inputs:
+        feed = sample.feeds[value.name]
+        dims = value.shape or (None,) * feed.ndim
+        lengths = [batch, *medians[value.name]]
+        for axis in range(1, feed.ndim):
+            dim = dims[axis]
+            lengths[axis] = (
+                settings.get(dim, lengths[axis]) if isinstance(dim, str) else feed.shape[axis]
+            )
+        feeds[value.name] = _fitted(feed, lengths)
+    return Profile(batch, feeds)
+
+
+def _fitted(feed: NDArray[np.generic], lengths: Sequence[int]) -> NDArray[np.generic]:
+    for axis, length in enumerate(lengths):
+        feed = np.take(feed, np.arange(length) % feed.shape[axis], axis=axis)
+    return np.ascontiguousarray(feed)

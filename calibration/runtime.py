@@ -1,0 +1,214 @@
+"""Running a graph with onnxruntime: the chosen provider, taps on inner values, fixed batches."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx
+
+from ..ir.errors import BadInput, Unsupported
+from ..ir.onnx_file import OnnxModel
+
+if TYPE_CHECKING:
+    import onnxruntime
+
+Feeds = Mapping[str, np.ndarray]
+
+PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+"""Short names; any other execution provider goes by onnxruntime's own name."""
+
+DRIVERS = {"CUDAExecutionProvider": "libcuda.so.1" if os.name == "posix" else "nvcuda.dll"}
+"""Driver libraries without which a provider cannot work, whatever the wheel offers."""
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """How graphs are run: provider by onnxruntime's name, threads (0: its default), extras."""
+
+    provider: str = "CPUExecutionProvider"
+    threads: int = 0
+    provider_options: Mapping[str, str] = field(default_factory=dict)
+    custom_ops: tuple[str, ...] = ()
+
+
+def choose_runtime(
+    provider: str | None = None,
+    threads: int = 0,
+    provider_options: Mapping[str, str] | None = None,
+    custom_ops: Sequence[str] = (),
+) -> Runtime:
+    """The runtime asked for; without a wish CUDA where it works, else the CPU.
+
+    Raises BadInput where the provider asked for is not there: never a silent fall-back.
+    """
+    for library in custom_ops:
+        if not Path(library).is_file():
+            raise BadInput(f"--custom-ops {library}: no such file; give the library's path")
+    options = dict(provider_options or {})
+    if provider is None:
+        cuda = PROVIDERS["cuda"]
+        name = cuda if _works(cuda) else PROVIDERS["cpu"]
+        return Runtime(name, threads, options, tuple(custom_ops))
+    name = PROVIDERS.get(provider.lower(), provider)
+    available = load().get_available_providers()
+    if name not in available:
+        known = ", ".join(["cpu", "cuda", *available])
+        raise BadInput(f"--provider {provider}: unknown to this onnxruntime; it knows {known}")
+    if not _works(name):
+        raise BadInput(
+            f"--provider {provider}: {name} does not work on this machine (no device, driver or "
+            "library); repair it or take --provider cpu"
+        )
+    return Runtime(name, threads, options, tuple(custom_ops))
+
+
+def load() -> Any:
+    """Import onnxruntime, without the warnings it prints where it finds no GPU.
+
+    Raises BadInput where two of its flavours overwrite each other or none is installed.
+    """
+    try:
+        with _quiet_stderr():
+            import onnxruntime
+    except ImportError as error:
+        raise BadInput(
+            f"onnxruntime cannot be imported ({error}); install one of its flavours, for instance "
+            "pip install onnxruntime-gpu"
+        ) from error
+    return onnxruntime
+
+
+@contextlib.contextmanager
+def _quiet_stderr() -> Iterator[None]:
+    """Send what native code writes to stderr to nowhere: it logs before it can be configured."""
+    try:
+        saved = os.dup(2)
+    except OSError:
+        yield
+        return
+    try:
+        with Path(os.devnull).open("w") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+            yield
+    finally:
+        os.dup2(saved, 2)
+        os.close(saved)
+
+
+def _works(provider: str) -> bool:
+    """Whether a session really runs on the provider: being listed does not say so."""
+    ort = load()
+    if provider not in ort.get_available_providers():
+        return False
+    if provider == PROVIDERS["cpu"]:
+        return True
+    if provider in DRIVERS:
+        try:
+            ctypes.CDLL(DRIVERS[provider])
+        except OSError:
+            return False
+    value = onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [1])
+    out = onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [1])
+    node = onnx.helper.make_node("Neg", ["x"], ["y"])
+    graph = onnx.helper.make_graph([node], "probe", [value], [out])
+    opset = onnx.helper.make_opsetid("", 17)
+    probe = onnx.helper.make_model(graph, opset_imports=[opset], ir_version=8)
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    with _quiet_stderr():
+        try:
+            session = ort.InferenceSession(probe.SerializeToString(), options, providers=[provider])
+        except Exception:  # whatever a provider raises here, it does not work
+            return False
+    return bool(session.get_providers()[0] == provider)
+
+
+class Runner:
+    """A session of a model, with any of its inner values tapped.
+
+    `outputs` are the model's own outputs; calling the runner returns these and the taps by name.
+    Where the model fixes its batch at `fixed_batch`, fewer rows are padded with copies of the last
+    and what they give is cut off again.
+    """
+
+    def __init__(self, model: OnnxModel, runtime: Runtime, taps: Sequence[str] = ()) -> None:
+        self.outputs = model.graph.outputs
+        self.fixed_batch = fixed_batch(model)
+        self._wanted = list(dict.fromkeys([*self.outputs, *taps]))
+        self._session = _open_session(model, runtime, [n for n in taps if n not in self.outputs])
+
+    def __call__(self, feeds: Feeds) -> dict[str, np.ndarray]:
+        """Run one batch: arrays (rows, ...) in, arrays by value name out.
+
+        Raises BadInput where onnxruntime refuses the data.
+        """
+        rows = len(next(iter(feeds.values())))
+        if self.fixed_batch is not None and rows != self.fixed_batch:
+            feeds = {name: _pad(array, self.fixed_batch) for name, array in feeds.items()}
+        try:
+            results = self._session.run(self._wanted, dict(feeds))
+        except Exception as error:  # onnxruntime's errors share no public base class
+            raise BadInput(
+                f"onnxruntime cannot run the model on this data: {_line(error)}"
+            ) from error
+        found = dict(zip(self._wanted, results, strict=True))
+        if self.fixed_batch is not None and rows != self.fixed_batch:
+            found = {n: a[: len(a) * rows // self.fixed_batch] for n, a in found.items()}
+        return found
+
+    def run_raw(self, feeds: dict[str, np.ndarray]) -> None:
+        """Run the model's own outputs and drop them: what a timing loop needs, and no more."""
+        self._session.run(None, feeds)
+
+
+def fixed_batch(model: OnnxModel) -> int | None:
+    """The batch size a model fixes, or None where its first axes are free."""
+    firsts = {value.shape[0] for value in model.inputs if value.shape}
+    numbers = {dim for dim in firsts if isinstance(dim, int)}
+    return numbers.pop() if len(numbers) == 1 and len(firsts) == 1 else None
+
+
+def _open_session(
+    model: OnnxModel, runtime: Runtime, taps: Sequence[str]
+) -> onnxruntime.InferenceSession:
+    ort = load()
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = runtime.threads
+    options.add_session_config_entry(
+        "session.model_external_initializers_file_folder_path", str(model.folder.resolve())
+    )
+    for library in runtime.custom_ops:
+        options.register_custom_ops_library(library)
+    content = model.serialized()
+    if taps:
+        tapped = onnx.ModelProto()
+        tapped.CopyFrom(model.proto)
+        tapped.graph.output.extend(onnx.ValueInfoProto(name=name) for name in taps)
+        content = tapped.SerializeToString()
+    try:
+        session = ort.InferenceSession(
+            content, options, providers=[(runtime.provider, dict(runtime.provider_options))]
+        )
+    except Exception as error:  # see above
+        raise Unsupported(
+            f"onnxruntime cannot load the model: {_line(error)}; custom operators need --custom-ops"
+        ) from error
+    if session.get_providers()[0] != runtime.provider:
+        raise BadInput(f"{runtime.provider} could not be used for this model; take --provider cpu")
+    return session
+
+
+def _pad(array: np.ndarray, rows: int) -> np.ndarray:
+    return np.concatenate([array, np.repeat(array[-1:], rows - len(array), axis=0)])
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]

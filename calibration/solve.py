@@ -1,0 +1,59 @@
+"""The affine map of least squared error, from moments alone.
+
+    minimise  E |x W + b - y|^2 + lambda t |W - W0|^2,   t = tr(Cxx) / d
+
+    W = (Cxx + lambda t I)^-1 (Cxy + lambda t W0),   b = mean_y - mean_x W
+
+One eigendecomposition of Cxx gives W for every lambda; no inverse is ever formed. W0 = I: as lambda
+grows the map becomes the identity, so dropping a block and replacing it are one family.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from .moments import Array, Moments
+
+RIDGES = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+RANK_TOLERANCE = 1e-10
+"""Eigenvalues below this share of the largest count as zero: float32 activations hold no more."""
+
+
+@dataclass(frozen=True)
+class Solution:
+    """y ~ x W + b. `rank` and `condition` describe Cxx; `ridge` is the lambda used."""
+
+    W: Array
+    b: Array
+    ridge: float
+    rank: int
+    condition: float
+
+
+def solve(moments: Moments, ridges: Sequence[float] = RIDGES) -> list[Solution]:
+    """One Solution per ridge, W (d, d), W0 = I. Raises ValueError unless x and y have equal d."""
+    d, out = moments.Cxy.shape
+    if d != out:
+        raise ValueError(f"the prior is the identity, but x has {d} channels and y {out}")
+    values, vectors = np.linalg.eigh(moments.Cxx)
+    values = np.maximum(values, 0.0)
+    largest = float(values[-1])
+    rank = int(np.count_nonzero(values > RANK_TOLERANCE * largest))
+    smallest = float(values[d - rank]) if rank else 0.0
+    condition = largest / smallest if smallest > 0 else float("inf")
+    unit = float(values.mean()) or 1.0
+    projected = vectors.T @ moments.Cxy
+    found = []
+    for ridge in ridges:
+        pull = ridge * unit
+        W = vectors @ ((projected + pull * vectors.T) / (values + pull)[:, None])
+        found.append(Solution(W, moments.mean_y - moments.mean_x @ W, ridge, rank, condition))
+    return found
+
+
+def solve_held_out(fit: Moments, held: Moments) -> Solution:
+    """Solve on `fit` with the ridge of least error on `held`; the smaller ridge where equal."""
+    return min(solve(fit), key=lambda solution: held.error(solution.W, solution.b))

@@ -1,0 +1,128 @@
+"""One pass over the data: run the graph with taps and gather moments of pairs of values."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..ir.errors import BadInput
+from .data import Dataset
+from .masks import row_weights
+from .metrics.cosine import row_cosines
+from .moments import Array, Centred, CoMoment, Moments
+from .runtime import Runner
+
+Progress = Callable[[int], None]
+"""Told how many samples were just done."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two values of one shape, one row per token or pixel along all axes but `channel_axis`."""
+
+    x: str
+    y: str
+    channel_axis: int
+
+
+class Statistics:
+    """Moments and mean cosines of pairs of values, gathered batch by batch; a monoid by `merged`."""
+
+    def __init__(self, pairs: Iterable[Pair]) -> None:
+        self.pairs = tuple(dict.fromkeys(pairs))
+        self.values = tuple(dict.fromkeys(v for pair in self.pairs for v in (pair.x, pair.y)))
+        self._axis = {v: pair.channel_axis for pair in self.pairs for v in (pair.x, pair.y)}
+        self._products: dict[tuple[str, str], CoMoment] = {}
+        self._cosines: dict[Pair, float] = dict.fromkeys(self.pairs, 0.0)
+
+    def add(self, taps: Mapping[str, NDArray[np.floating]], mask: Array | None) -> None:
+        """Take one batch; mask (rows, length) has 0 for padding. BadInput names NaN or Inf."""
+        rows = {v: as_rows(taps[v], self._axis[v]) for v in self.values}
+        weights = {
+            v: None if mask is None else row_weights(mask, taps[v].shape, self._axis[v])
+            for v in self.values
+        }
+        centred = {v: Centred.of(rows[v], weights[v]) for v in self.values}
+        for name, value in centred.items():
+            if not np.isfinite(value.mean).all():
+                raise BadInput(
+                    f"the model's inner value {name!r} holds NaN or Inf on these samples; "
+                    "check the model and the scale of the data"
+                )
+        for a, b in self._keys():
+            product = CoMoment.of(centred[a], centred[b])
+            if (a, b) in self._products:
+                self._products[a, b].absorb(product)
+            else:
+                self._products[a, b] = product
+        for pair in self.pairs:
+            cosines = row_cosines(rows[pair.x], rows[pair.y])
+            kept = weights[pair.x]
+            self._cosines[pair] += float(cosines.sum() if kept is None else cosines @ kept)
+
+    def _keys(self) -> list[tuple[str, str]]:
+        keys = [(v, v) for v in self.values] + [(p.x, p.y) for p in self.pairs]
+        return list(dict.fromkeys(keys))
+
+    def moments(self, pair: Pair) -> Moments:
+        """Moments of the pair. Raises KeyError before any batch was added."""
+        return Moments.of(
+            self._products[pair.x, pair.x],
+            self._products[pair.x, pair.y],
+            self._products[pair.y, pair.y],
+        )
+
+    def cosine(self, pair: Pair) -> float:
+        """Mean cosine between the rows of x and y."""
+        return self._cosines[pair] / self._products[pair.x, pair.y].weight
+
+    def merged(self, other: Statistics) -> Statistics:
+        """The statistics of both sets of rows together; the pairs must be the same."""
+        if self.pairs != other.pairs:
+            raise ValueError("statistics of different pairs cannot be merged")
+        both = Statistics(self.pairs)
+        both._products = {key: value.copy() for key, value in self._products.items()}
+        for key, value in other._products.items():
+            both._products.setdefault(key, CoMoment.zero(*value.product.shape)).absorb(value)
+        both._cosines = {p: self._cosines[p] + other._cosines[p] for p in self.pairs}
+        return both
+
+
+def as_rows(array: NDArray[np.floating], channel_axis: int) -> NDArray[np.floating]:
+    """(..., d, ...) with channels on `channel_axis` -> (rows, d), in C order of the other axes."""
+    moved = np.moveaxis(array, channel_axis, -1)
+    return np.ascontiguousarray(moved).reshape(-1, moved.shape[-1])
+
+
+def sweep(
+    runner: Runner,
+    data: Dataset,
+    samples: NDArray[np.int64],
+    pairs: Sequence[Pair],
+    *,
+    batch: int,
+    mask: str | None = None,
+    progress: Progress | None = None,
+) -> Statistics:
+    """Statistics of `pairs` over the given samples; `runner` must tap all their values."""
+    statistics = Statistics(pairs)
+    for rows in data.batches(samples, runner.fixed_batch or batch):
+        kept = None if mask is None else np.asarray(rows.feeds[mask], np.float64)
+        statistics.add(runner(rows.feeds), kept)
+        if progress is not None:
+            progress(len(rows.samples))
+    return statistics
+
+
+def observe_shapes(
+    runner: Runner, data: Dataset, samples: NDArray[np.int64], names: Sequence[str]
+) -> dict[str, list[tuple[int, ...]]]:
+    """Shapes of the values on two batches of different size: one sample, then up to two others."""
+    size = runner.fixed_batch
+    first = next(iter(data.batches(samples[:1], size or 1)))
+    second = next(iter(data.batches(samples[-2:], size or 2)))
+    results = [runner(first.feeds), runner(second.feeds)]
+    return {name: [found[name].shape for found in results] for name in names}

@@ -1,0 +1,71 @@
+"""Substitute: readers of a span's exit read a map of its entry instead.
+
+    before   entry -> [attention, MLP, ...] -> exit -> readers
+    after    entry -> MatMul W -> Add b     -> exit -> readers
+
+The map takes over the exit's name, so its readers keep every byte. The span's own nodes are left to
+the clean-up: some of what the first block makes (masks, tables, shapes) later blocks still read.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
+
+from ..ir.onnx_door import FIRST_IR_WITH_NODE_METADATA, Delta, apply, insert, is_captured, rewire
+from ..ir.onnx_file import OnnxModel
+from .base import Pass, PassError, PassResult
+from .replacement import Replacement
+
+
+class Substitute(Pass):
+    """Make all `replacements`; `metadata` is recorded in the model."""
+
+    name: ClassVar[str] = "substitute"
+
+    def __init__(
+        self, replacements: Sequence[Replacement], metadata: Mapping[str, str] | None = None
+    ) -> None:
+        self.replacements = tuple(replacements)
+        self.metadata = dict(metadata or {})
+
+    def run(self, model: OnnxModel) -> PassResult:
+        delta = Delta(metadata=self.metadata)
+        notes = [_provenance(replacement) for replacement in self.replacements]
+        for replacement, note in zip(self.replacements, notes, strict=True):
+            span = replacement.span
+            if (
+                replacement.solution is None
+                and span.exit not in model.graph.outputs
+                and not is_captured(model, span.exit)
+            ):
+                rewire(model, delta, span.exit, span.entry)
+            else:
+                insert(model, delta, span.exit, replacement.nodes(), note)
+        if notes and model.proto.ir_version < FIRST_IR_WITH_NODE_METADATA:
+            delta.metadata["blockfold.spans"] = json.dumps(notes)
+        changes = tuple(
+            f"{r.span.name}: {r.surrogate} from {r.span.entry!r} to {r.span.exit!r}"
+            for r in self.replacements
+        )
+        return PassResult(apply(model, delta), changes)
+
+    def ensures(self, before: OnnxModel, result: PassResult) -> None:
+        for replacement in self.replacements:
+            name = replacement.span.exit
+            if replacement.solution is not None and result.model.graph.producer[name].op not in (
+                "Add",
+                "Conv",
+            ):
+                raise PassError(f"the map that makes {name!r} is not in the graph")
+
+
+def _provenance(replacement: Replacement) -> dict[str, str]:
+    """What a new node tells about itself; `namespace` lets viewers group it."""
+    return {
+        "blockfold.span": replacement.span.name,
+        "blockfold.surrogate": replacement.surrogate,
+        "blockfold.predicted_error": f"{replacement.predicted_error:.6g}",
+        "namespace": f"blockfold/{replacement.span.name}",
+    }
