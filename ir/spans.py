@@ -56,47 +56,41 @@ def prove(
     start: int,
     stop: int,
     observed: ObservedShapes | None = None,
-) -> tuple[Span, ...] | Refusal:
-    """The spans from cut `start` to cut `stop`, or why there is none.
+) -> Span | Refusal:
+    """The span from cut `start` to cut `stop`, or why there is none.
 
-    A cut may hold several values (a residual sum and its normalisation), so there may be several
-    spans between two cuts: sum to sum, normalised to sum, normalised to normalised. Operations
-    between the exit and the end of its cut are kept.
+    It ends at the exit cut's first value, so that a norm or activation that follows is kept and the
+    map is fitted in front of it. It begins at the entry cut's last value of that shape.
     """
     name = span_name(anatomy, start, stop)
-    entry_cut, exit_cut = anatomy.chain.cuts[start], anatomy.chain.cuts[stop]
-    refusals: list[Refusal] = []
-    spans: list[Span] = []
-    ends = [
-        (entry_cut.last, exit_cut.first),
-        (entry_cut.first, exit_cut.first),
-        (entry_cut.last, exit_cut.last),
-    ]
-    for entry, exit_ in dict.fromkeys(ends):
-        made_by = str(graph.producer[exit_])
+    exit_ = anatomy.chain.cuts[stop].first
+    maker = str(graph.producer[exit_])
+    reasons: list[str] = []
+    for entry in reversed(anatomy.chain.cuts[start].values):
         reason = _mismatch(graph, anatomy, start, stop, entry, exit_, observed)
         if reason is None:
-            escaped = _escaped(graph, anatomy, start, stop, entry, exit_)
-            if isinstance(escaped, frozenset):
-                spans.append(
-                    Span(
-                        start=start,
-                        stop=stop,
-                        entry=entry,
-                        exit=exit_,
-                        channel_axis=channel_axis(graph, exit_, entry, observed),
-                        rank=len(_any_shape(graph, exit_, observed)),
-                        dtype=graph.value(exit_).dtype or graph.value(entry).dtype or "float32",
-                        name=name,
-                        blocks=anatomy.block_share(start, stop),
-                        removed=escaped,
-                        side_inputs=_side_inputs(graph, anatomy, start, escaped, entry),
-                    )
-                )
-                continue
-            reason, made_by = escaped
-        refusals.append(Refusal(start, stop, name, reason, made_by))
-    return tuple(spans) or refusals[0]
+            break
+        reasons.append(reason)
+    else:
+        return Refusal(start, stop, name, reasons[0], maker)
+    removed = _removed(graph, entry, exit_)
+    escape = _escape(graph, anatomy, start, stop, removed)
+    if escape is not None:
+        node, reason = escape
+        return Refusal(start, stop, name, reason, str(node))
+    return Span(
+        start=start,
+        stop=stop,
+        entry=entry,
+        exit=exit_,
+        channel_axis=channel_axis(graph, exit_, entry, observed),
+        rank=len(_any_shape(graph, exit_, observed)),
+        dtype=graph.value(exit_).dtype or graph.value(entry).dtype or "float32",
+        name=name,
+        blocks=anatomy.block_share(start, stop),
+        removed=removed,
+        side_inputs=_side_inputs(graph, anatomy, start, removed),
+    )
 
 
 def span_name(anatomy: Anatomy, start: int, stop: int) -> str:
@@ -152,36 +146,37 @@ def _is_residual(anatomy: Anatomy, index: int) -> bool:
     return anatomy.chain.cuts[index + 1].first in reached
 
 
-def _escaped(
-    graph: Graph, anatomy: Anatomy, start: int, stop: int, entry: str, exit_: str
-) -> frozenset[int] | tuple[str, str]:
-    """The nodes a replacement frees; or what is read from outside and by whom, a refusal."""
+def _removed(graph: Graph, entry: str, exit_: str) -> frozenset[int]:
+    """Nodes that no output needs once the exit is made from the entry."""
     alive = graph.needed_by({*graph.outputs, entry}, given=frozenset({exit_}))
-    removed = graph.needed_by(graph.outputs) - alive
-    inside = [node for i in range(start, stop) for node in anatomy.chain.stretches[i]]
-    for node in inside:
-        for name in node.outputs:
-            if name in graph.outputs and name != exit_:
-                return f"the graph output {name!r} is made inside it", str(node)
-        if node.index in alive and entry not in node.outputs:
-            reader = _outside_reader(graph, node, alive)
-            return f"{reader} outside it still reads {node.outputs[0]!r}", str(node)
-    return frozenset(removed)
+    return frozenset(graph.needed_by(graph.outputs) - alive)
 
 
-def _outside_reader(graph: Graph, node: Node, alive: set[int]) -> str:
-    readers = (r for name in node.outputs for r in graph.consumers.get(name, ()))
-    return next((str(r) for r in readers if r.index in alive), "a node")
+def _escape(
+    graph: Graph, anatomy: Anatomy, start: int, stop: int, removed: frozenset[int]
+) -> tuple[Node, str] | None:
+    """A node on the span's own path that would outlive it, and who reads it."""
+    for i in range(start, stop):
+        for node in anatomy.chain.stretches[i]:
+            made = [name for name in node.outputs if name in graph.outputs]
+            if made and made[0] != anatomy.chain.cuts[stop].first:
+                return node, f"the graph output {made[0]!r} is made inside it"
+            if node.index not in removed:
+                readers = [r for name in node.outputs for r in graph.consumers.get(name, ())]
+                outside = [str(r) for r in readers if r.index not in removed]
+                reader = outside[0] if outside else "a graph output"
+                return node, f"{reader} outside it still reads {node.outputs[0]!r}"
+    return None
 
 
 def _side_inputs(
-    graph: Graph, anatomy: Anatomy, start: int, removed: frozenset[int], entry: str
+    graph: Graph, anatomy: Anatomy, start: int, removed: frozenset[int]
 ) -> tuple[str, ...]:
     """Input-dependent values that flow into the span beside its entry and outlive it."""
-    stream = set(anatomy.chain.cuts[start].values) | {entry}
     made = {name for index in removed for name in graph.nodes[index].outputs}
     read = {name for index in removed for name in graph.nodes[index].inputs}
-    return tuple(sorted((read - made - stream) & graph.input_dependent))
+    beside = read - made - set(anatomy.chain.cuts[start].values)
+    return tuple(sorted(beside & graph.input_dependent))
 
 
 def channel_axis(graph: Graph, exit_: str, entry: str, observed: ObservedShapes | None) -> int:
