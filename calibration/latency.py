@@ -55,7 +55,7 @@ def take_turns(
     for runner in runners:
         start = time.perf_counter()
         for _ in range(WARM_UP_RUNS):
-            runner.run_raw(feeds)
+            runner.run_only(feeds)
         seconds = (time.perf_counter() - start) / WARM_UP_RUNS
         counts.append(max(1, min(200, round(round_seconds / max(seconds, 1e-6)))))
     found = np.zeros((len(runners), rounds))
@@ -67,7 +67,7 @@ def take_turns(
 
 def _once_ms(runner: Runner, feeds: dict[str, NDArray[np.generic]]) -> float:
     start = time.perf_counter()
-    runner.run_raw(feeds)
+    runner.run_only(feeds)
     return (time.perf_counter() - start) * 1e3
 
 

@@ -141,8 +141,10 @@ class Runner:
     def __init__(self, model: OnnxModel, runtime: Runtime, taps: Sequence[str] = ()) -> None:
         self.outputs = model.graph.outputs
         self.fixed_batch = fixed_batch(model)
-        self._wanted = list(dict.fromkeys([*self.outputs, *taps]))
-        self._session = _open_session(model, runtime, [n for n in taps if n not in self.outputs])
+        self._echoed = [name for name in taps if name in model.graph.inputs]
+        inner = [name for name in taps if name not in self._echoed]
+        self._wanted = list(dict.fromkeys([*self.outputs, *inner]))
+        self._session = _open_session(model, runtime, self._wanted[len(self.outputs) :])
 
     def __call__(self, feeds: Feeds) -> dict[str, np.ndarray]:
         """Run one batch: arrays (rows, ...) in, arrays by value name out.
@@ -159,11 +161,12 @@ class Runner:
                 f"onnxruntime cannot run the model on this data: {_line(error)}"
             ) from error
         found = dict(zip(self._wanted, results, strict=True))
+        found.update((name, feeds[name]) for name in self._echoed)
         if self.fixed_batch is not None and rows != self.fixed_batch:
             found = {n: a[: len(a) * rows // self.fixed_batch] for n, a in found.items()}
         return found
 
-    def run_raw(self, feeds: dict[str, np.ndarray]) -> None:
+    def run_only(self, feeds: dict[str, np.ndarray]) -> None:
         """Run the model's own outputs and drop them: what a timing loop needs, and no more."""
         self._session.run(None, feeds)
 

@@ -29,7 +29,7 @@ class Pair:
 
 
 class Statistics:
-    """Moments and mean cosines of pairs of values, gathered batch by batch; a monoid by `merged`."""
+    """Moments and mean cosines of pairs of values, gathered by batches; a monoid by `merged`."""
 
     def __init__(self, pairs: Iterable[Pair]) -> None:
         self.pairs = tuple(dict.fromkeys(pairs))
@@ -102,8 +102,8 @@ def sweep(
     data: Dataset,
     samples: NDArray[np.int64],
     pairs: Sequence[Pair],
-    *,
     batch: int,
+    *,
     mask: str | None = None,
     progress: Progress | None = None,
 ) -> Statistics:

@@ -26,6 +26,7 @@ class Span:
     counts all axes.
     """
 
+    stream: str
     start: int
     stop: int
     entry: str
@@ -37,6 +38,11 @@ class Span:
     blocks: float
     removed: frozenset[int]
     side_inputs: tuple[str, ...]
+
+    def touches(self, other: Span) -> bool:
+        """Whether both share a cut: then neither can be chosen beside the other."""
+        apart = self.stop < other.start or other.stop < self.start
+        return self.stream == other.stream and not apart
 
 
 @dataclass(frozen=True)
@@ -79,6 +85,7 @@ def prove(
         node, reason = escape
         return Refusal(start, stop, name, reason, str(node))
     return Span(
+        stream=anatomy.chain.source,
         start=start,
         stop=stop,
         entry=entry,

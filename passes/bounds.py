@@ -14,8 +14,7 @@ from typing import Any, overload
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import betaincinv, ndtr, ndtri
-from scipy.stats import binom
+from scipy.special import bdtr, betaincinv, gammaln, ndtr, ndtri, xlog1py, xlogy
 
 Floats = NDArray[np.float64]
 Counts = NDArray[Any]
@@ -29,7 +28,7 @@ class Bound:
     """A drop, and the limit it stays below: `estimate` on the samples seen, one-sided `upper`.
 
     Both are in the metric's own unit. `method` names the computation. `certified`: the limit holds
-    with probability `level` whatever the truth is; otherwise it does so for many samples only.
+    with probability >= `level` whatever the truth is; otherwise only as the samples become many.
     """
 
     estimate: float
@@ -86,14 +85,14 @@ def paired_upper(worse: int, better: int, n: int, level: float = 0.95) -> Bound:
         max over p01 of P(T(B, C; d) <= T(worse, better; d)) > 1 - level,
 
     (B, C) ~ trinomial(n; p01 + d, p01) and T the score statistic of `paired_score_upper`; above,
-    `paired_score_upper`, which is not certified. Takes 0.2 s at n = 800, 1 s at n = 2,000.
+    `paired_score_upper`, which is not certified. Takes about 0.3 s at n = 800, 1 s at n = 2,000.
     Tango (1998), Statistics in Medicine 17, 891-908; Sidik (2003), Statistics in Medicine 22,
     265-278.
 
     Raises ValueError unless worse, better >= 0, worse + better <= n, n >= 1 and 0 < level < 1.
     """
     _check(n, level, worse, better)
-    estimate = (worse - better) / n
+    estimate = float(worse - better) / n
     if n <= EXACT_UP_TO:
         upper = _exact_paired_upper(worse, better, n, level)
         return Bound(estimate, upper, level, "exact paired score", certified=True)
@@ -140,12 +139,47 @@ def bootstrap_upper(
     return float(np.quantile(resampled, ndtr(bias + z / max(1 - acceleration * z, 1e-12))))
 
 
+def bound_agreement(agrees: NDArray[np.bool_], level: float = 0.95) -> Bound:
+    """Exact bound on the share of samples that disagree; `agrees` has shape (samples,).
+
+    Errors and source: `clopper_pearson_upper`.
+    """
+    n, failures = len(agrees), int(np.count_nonzero(~agrees))
+    upper = clopper_pearson_upper(failures, n, level)
+    return Bound(failures / n, upper, level, "Clopper-Pearson", certified=True)
+
+
+def bound_paired(before: NDArray[np.bool_], after: NDArray[np.bool_], level: float = 0.95) -> Bound:
+    """`paired_upper` of two runs over the same samples: which were right, both of shape (samples,).
+
+    Raises ValueError if the shapes differ, or for the reasons of `paired_upper`.
+    """
+    if before.shape != after.shape:
+        raise ValueError(f"paired outcomes differ in shape: {before.shape} and {after.shape}")
+    worse, better = np.count_nonzero(before & ~after), np.count_nonzero(after & ~before)
+    return paired_upper(int(worse), int(better), len(before), level)
+
+
+def bound_scores(
+    scores: Floats,
+    statistic: Callable[[Floats], Any] = np.mean,
+    *,
+    level: float = 0.95,
+    draws: int = 10_000,
+    seed: int = 0,
+) -> Bound:
+    """`bootstrap_upper` with its estimate, not certified; same arguments, errors and source."""
+    upper = bootstrap_upper(scores, statistic, level=level, draws=draws, seed=seed)
+    return Bound(float(statistic(scores)), upper, level, "BCa bootstrap", certified=False)
+
+
 def smallest_n(max_drop: float, level: float = 0.95, *, paired: bool = False) -> int:
     """Fewest samples with which a result without any loss gets an upper limit <= max_drop.
 
     For a proportion (`clopper_pearson_upper`) the least n >= ln(1 - level) / ln(1 - max_drop).
-    `paired` asks it of `paired_upper`: the same n, except where the level is high (the score of a
-    loss-free sample is then less extreme than all of it being good luck) or n > EXACT_UP_TO.
+    `paired` asks the same of `paired_upper` with no sample worse or better. At level 0.95 that is
+    the same n from 84 to EXACT_UP_TO, at most 2 more below and up to 10 % fewer above; at 0.99 it
+    is up to 20 % more.
 
     Raises ValueError unless 0 < max_drop < 1 and 0 < level < 1.
     """
@@ -160,7 +194,7 @@ def smallest_n(max_drop: float, level: float = 0.95, *, paired: bool = False) ->
     if paired:
         n = min(n, EXACT_UP_TO + 1)
     while (upper := limit(n)) > max_drop:
-        n = max(n + 1, int(n * upper / max_drop))  # n times the limit hardly grows: no overshoot
+        n = max(n + 1, int(n * upper / max_drop))  # n * limit varies little
     while n > 1 and limit(n - 1) <= max_drop:
         n -= 1
     return n
@@ -208,9 +242,7 @@ def _check(n: int, level: float, *counts: float | Counts) -> None:
         raise ValueError(f"need at least 1 sample, got {n}")
     if not 0 < level < 1:
         raise ValueError(f"level must lie between 0 and 1, got {level}")
-    if counts and not (
-        all(np.all(np.asarray(c) >= 0) for c in counts) and np.all(sum(counts) <= n)
-    ):
+    if not (all(np.all(np.asarray(c) >= 0) for c in counts) and np.all(sum(counts) <= n)):
         raise ValueError(f"counts must be >= 0 and sum to at most {n} samples, got {counts}")
 
 
@@ -269,8 +301,10 @@ def _chance(edge: Counts, n: int, d: float, q: Floats) -> Floats:
     c = np.arange(size.sum()) + np.repeat(first - start, size)
     p01 = np.repeat(q, size)
     p10 = np.clip((p01 + d) / np.maximum(1 - p01, 1e-300), 0, 1)  # given that it is not in C
-    joint = binom.pmf(c, n, p01) * binom.cdf(edge[c], n - c, p10)
-    return np.add.reduceat(joint, start) + NEGLIGIBLE
+    ways = gammaln(n + 1) - gammaln(c + 1) - gammaln(n - c + 1)
+    of_c = np.exp(ways + xlogy(c, p01) + xlog1py(n - c, -p01))
+    of_b = np.where(edge[c] < 0, 0, bdtr(np.maximum(edge[c], 0), n - c, p10))
+    return np.add.reduceat(of_c * of_b, start) + NEGLIGIBLE
 
 
 def _greatest_chance(edge: Counts, n: int, d: float, enough: float) -> tuple[float, float]:

@@ -1,0 +1,93 @@
+"""Budgets: what the result must reach, and what it may cost."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ..ir.errors import BadInput
+from .costs import CostModel
+from .replacement import Replacement
+from .trial import Trial
+
+DEFAULT_MAX_DROP = 0.01
+ENOUGH_CHANCE = 0.8
+"""A plan is taken only where it will keep the promise on fresh samples this likely."""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """max_drop: quality that may be lost, 0.01 for one point. speedup: latency ratio to reach.
+    remove: blocks to replace. max_size_bytes: size of the file to get below.
+
+    max_drop alone: the fastest plan within it. Others: the least damage that reaches them all.
+    """
+
+    max_drop: float | None = None
+    speedup: float | None = None
+    remove: float | None = None
+    max_size_bytes: int | None = None
+
+    @classmethod
+    def of(
+        cls,
+        max_drop: float | None = None,
+        speedup: float | None = None,
+        remove: float | None = None,
+        max_size_bytes: int | None = None,
+    ) -> Budget:
+        """A checked budget; without any wish, a drop of one point. Raises BadInput."""
+        if max_drop is not None and not 0 < max_drop < 1:
+            raise BadInput(f"--max-drop {max_drop:g}: not between 0 and 1; write 1% or 0.01")
+        if speedup is not None and not speedup > 1:
+            raise BadInput(f"--speedup {speedup:g}: must be above 1, as in --speedup 1.3")
+        if remove is not None and not remove > 0:
+            raise BadInput(f"--remove {remove:g}: must be a positive number of blocks")
+        if max_size_bytes is not None and max_size_bytes <= 0:
+            raise BadInput(f"--max-size {max_size_bytes}: must be a positive number of bytes")
+        if max_drop is None and speedup is None and remove is None and max_size_bytes is None:
+            max_drop = DEFAULT_MAX_DROP
+        return cls(max_drop, speedup, remove, max_size_bytes)
+
+    @property
+    def has_target(self) -> bool:
+        """Whether something must be reached, beside quality that must be kept."""
+        return not (self.speedup is self.remove is self.max_size_bytes is None)
+
+    def keeps_promise(self, trial: Trial) -> bool:
+        return self.max_drop is None or (
+            trial.forecast.upper <= self.max_drop and trial.forecast.chance >= ENOUGH_CHANCE
+        )
+
+    def reached(self, trial: Trial) -> bool:
+        """Whether every target is reached; speed as expected from measured costs."""
+        return (
+            (self.speedup is None or trial.speedup >= self.speedup)
+            and (self.remove is None or trial.blocks >= self.remove - 1e-9)
+            and (self.max_size_bytes is None or trial.size_bytes <= self.max_size_bytes)
+        )
+
+    def gain(self, replacements: Sequence[Replacement], costs: CostModel) -> float:
+        """What the search is to have more of: time saved, or blocks where these are counted."""
+        if self.remove is not None and self.speedup is None:
+            return sum(replacement.span.blocks for replacement in replacements) or 1e-9
+        return sum(map(costs.saved_ms, replacements))
+
+    def choose(self, trials: Sequence[Trial]) -> Trial | None:
+        """The trial to go with: within the promise and the targets; None where there is none."""
+        fit = [trial for trial in trials if self.keeps_promise(trial) and self.reached(trial)]
+        if self.has_target:
+            return min(fit, key=lambda t: (t.forecast.upper, -t.saved_ms), default=None)
+        return max(fit, key=lambda t: (t.saved_ms, -t.forecast.upper), default=None)
+
+    def __str__(self) -> str:
+        parts = []
+        if self.max_drop is not None:
+            parts.append(f"--max-drop {self.max_drop:.3g}")
+        if self.speedup is not None:
+            parts.append(f"--speedup {self.speedup:g}")
+        if self.remove is not None:
+            parts.append(f"--remove {self.remove:g}")
+        if self.max_size_bytes is not None:
+            parts.append(f"--max-size {self.max_size_bytes}")
+        return " ".join(parts)

@@ -1,0 +1,274 @@
+"""The plan: every decision of an optimization as a document that prints, travels and replays.
+
+Decisions and what they rest on are hashed; measurements of time and the verdict stand outside the
+hash, for the model is frozen before they are taken. Solved tensors lie beside it as safetensors.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, ValidationError
+from safetensors import SafetensorError
+from safetensors.numpy import load as load_tensors
+from safetensors.numpy import save as save_tensors
+
+from ..calibration.moments import Array
+from ..calibration.solve import Solution
+from ..ir.errors import BadInput
+from ..ir.spans import Span
+from .replacement import Replacement
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ModelRecord(_Record):
+    sha256: str
+    size_bytes: int
+    nodes: int
+    parameters: int
+
+
+class DataRecord(_Record):
+    sha256: str
+    samples: int
+    fit: int
+    select: int
+    certify: int
+    seed: int
+    fractions: tuple[float, float, float]
+    mask: str | None
+    random: bool
+
+
+class Decision(_Record):
+    """One replacement. `ridge`, `rank` and `condition` describe how an affine map was solved."""
+
+    name: str
+    stream: str
+    start: int
+    stop: int
+    blocks: float
+    entry: str
+    exit: str
+    channel_axis: int
+    rank: int
+    dtype: str
+    surrogate: Literal["identity", "affine"]
+    predicted_error: float
+    ridge: float | None = None
+    input_rank: int | None = None
+    condition: float | None = None
+    warning: str | None = None
+
+
+class RefusalRecord(_Record):
+    name: str
+    reason: str
+    node: str
+
+
+class BudgetRecord(_Record):
+    max_drop: float | None
+    speedup: float | None
+    remove: float | None
+    max_size_bytes: int | None
+
+
+class CostsRecord(_Record):
+    model_ms: float
+    unit_ms: dict[str, float]
+    map_ms: dict[str, float]
+
+
+class TrialRecord(_Record):
+    """A set of replacements tried on select, by name and surrogate."""
+
+    replaced: tuple[str, ...]
+    blocks: float
+    drop: float
+    expected_bound: float
+    chance: float
+    expected_speedup: float
+
+
+class LatencyRecord(_Record):
+    """Original over new: above 1 the new model is faster. low, high: 10th and 90th percentile."""
+
+    profile: str
+    ratio: float
+    low: float
+    high: float
+    original_ms: float
+    new_ms: float
+
+
+class BoundRecord(_Record):
+    estimate: float
+    upper: float
+    level: float
+    method: str
+    certified: bool
+
+
+class VerdictRecord(_Record):
+    metric: str
+    output: str
+    samples: int
+    before: float
+    after: float
+    drop: float
+    worse: int
+    better: int
+    largest_damage: float
+    bound: BoundRecord
+    promise: float | None
+    chance_before: float | None = None
+
+
+class Plan(_Record):
+    """See the module. `sha256` covers everything above it."""
+
+    schema_version: Literal[1] = 1
+    blockfold: str
+    versions: dict[str, str]
+    provider: str
+    threads: int
+    batch: int
+    metric: str
+    output: str
+    budget: BudgetRecord
+    model: ModelRecord
+    data: DataRecord
+    decisions: tuple[Decision, ...]
+    refusals: tuple[RefusalRecord, ...]
+    tensors_sha256: str
+    sha256: str = ""
+    costs: CostsRecord | None = None
+    trials: tuple[TrialRecord, ...] = ()
+    latency: LatencyRecord | None = None
+    verdict: VerdictRecord | None = None
+
+    def digest(self) -> str:
+        """Hash of the decisions and what they rest on."""
+        measured = {"sha256", "costs", "trials", "latency", "verdict"}
+        content = self.model_dump(mode="json", exclude=measured)
+        text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    @property
+    def is_edited(self) -> bool:
+        return self.digest() != self.sha256
+
+
+def tensors_of(replacements: Sequence[Replacement]) -> dict[str, Array]:
+    """The solved tensors, named by position: "0.W" (d, d), "0.b" (d,)."""
+    found: dict[str, Array] = {}
+    for at, replacement in enumerate(replacements):
+        if replacement.solution is not None:
+            found[f"{at}.W"] = np.ascontiguousarray(replacement.solution.W)
+            found[f"{at}.b"] = np.ascontiguousarray(replacement.solution.b)
+    return found
+
+
+def tensor_bytes(tensors: Mapping[str, Array]) -> bytes:
+    return save_tensors(dict(tensors))
+
+
+def decision_of(replacement: Replacement, rows: int) -> Decision:
+    """The record of a replacement whose map was solved on `rows` rows."""
+    span, solution = replacement.span, replacement.solution
+    width = 0 if solution is None else len(solution.b)
+    few = f"solved on {rows} rows for {width} channels: few" if rows < 10 * width else None
+    return Decision(
+        name=span.name,
+        stream=span.stream,
+        start=span.start,
+        stop=span.stop,
+        blocks=span.blocks,
+        entry=span.entry,
+        exit=span.exit,
+        channel_axis=span.channel_axis,
+        rank=span.rank,
+        dtype=span.dtype,
+        surrogate="identity" if solution is None else "affine",
+        predicted_error=replacement.predicted_error,
+        ridge=None if solution is None else solution.ridge,
+        input_rank=None if solution is None else solution.rank,
+        condition=None if solution is None else solution.condition,
+        warning=few,
+    )
+
+
+def span_of(decision: Decision) -> Span:
+    """The span that a decision replaces, as far as a rewrite needs it."""
+    return Span(
+        stream=decision.stream,
+        start=decision.start,
+        stop=decision.stop,
+        entry=decision.entry,
+        exit=decision.exit,
+        channel_axis=decision.channel_axis,
+        rank=decision.rank,
+        dtype=decision.dtype,
+        name=decision.name,
+        blocks=decision.blocks,
+        removed=frozenset(),
+        side_inputs=(),
+    )
+
+
+def replacements_of(plan: Plan, tensors: Mapping[str, Array]) -> tuple[Replacement, ...]:
+    """The replacements of an unedited plan. Raises BadInput where a tensor is missing or odd."""
+    found = []
+    for at, decision in enumerate(plan.decisions):
+        solution = None
+        if decision.surrogate == "affine":
+            W, b = tensors.get(f"{at}.W"), tensors.get(f"{at}.b")
+            if W is None or b is None or b.ndim != 1 or W.shape != (len(b), len(b)):
+                raise BadInput(
+                    f"the plan's tensors do not hold a map for {decision.name!r}; "
+                    "keep PLAN.json and its .safetensors together"
+                )
+            solution = Solution(
+                W, b, decision.ridge or 0.0, decision.input_rank or 0, decision.condition or 0.0
+            )
+        found.append(Replacement(span_of(decision), solution, decision.predicted_error))
+    return tuple(found)
+
+
+def tensors_path(plan: Path) -> Path:
+    """Where the tensors of a plan lie: PLAN.json -> PLAN.safetensors."""
+    return plan.with_suffix(".safetensors")
+
+
+def read_plan(path: Path) -> tuple[Plan, dict[str, Array]]:
+    """A plan and its tensors. Raises BadInput for anything that is not one, whole and unbroken."""
+    try:
+        plan = Plan.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise BadInput(f"{path}: cannot read the plan: {error.strerror}") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the file"
+        raise BadInput(f"{path}: not a plan: {where}: {first['msg']}") from error
+    beside = tensors_path(path)
+    try:
+        content = beside.read_bytes()
+        tensors = load_tensors(content)
+    except OSError as error:
+        raise BadInput(
+            f"{beside}: cannot read the plan's tensors: {error.strerror}; keep both files together"
+        ) from error
+    except (SafetensorError, ValueError, KeyError) as error:
+        raise BadInput(f"{beside}: broken tensors ({error}); copy the file again") from error
+    if hashlib.sha256(content).hexdigest() != plan.tensors_sha256:
+        raise BadInput(f"{beside}: its tensors belong to another plan; keep both files together")
+    return plan, tensors

@@ -1,0 +1,141 @@
+"""The task: a model, its data and how both are run and judged, checked before any work begins."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..calibration.data import Dataset
+from ..calibration.masks import find_mask
+from ..calibration.moments import Array
+from ..calibration.quality import (
+    METRICS,
+    Outputs,
+    Scorer,
+    Scores,
+    default_metric,
+    is_exact,
+)
+from ..calibration.runtime import Feeds, Runner, Runtime
+from ..calibration.splits import Splits
+from ..ir.errors import BadInput, Unsupported
+from ..ir.onnx_file import OnnxModel
+
+Samples = NDArray[np.int64]
+Advance = Callable[[int], None]
+Stage = Callable[[str, int], AbstractContextManager[Advance]]
+"""Opens a stage of work by name and total steps; what it gives is told of each step done."""
+
+
+def silent(_name: str, _total: int) -> AbstractContextManager[Advance]:
+    """A Stage that shows nothing."""
+    return nullcontext(lambda _steps: None)
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """What is to be optimized or judged, and on what.
+
+    `metric` scores the value `output`; `mask` is the input that marks padding, if any.
+    """
+
+    model: OnnxModel
+    data: Dataset
+    splits: Splits
+    runtime: Runtime
+    metric: str
+    output: str
+    mask: str | None
+    batch: int
+    stage: Stage = field(default=silent)
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether the metric has an exact bound: every sample is right or wrong."""
+        return is_exact(self.metric, self.data.labels)
+
+    def labels(self, samples: Samples) -> NDArray[np.generic] | None:
+        return None if self.data.labels is None else self.data.labels[samples]
+
+    def padding(self, feeds: Feeds) -> Array | None:
+        return None if self.mask is None else np.asarray(feeds[self.mask], np.float64)
+
+
+def make_task(
+    model: OnnxModel,
+    data: Dataset,
+    splits: Splits,
+    runtime: Runtime,
+    *,
+    metric: str | None = None,
+    output: str | None = None,
+    mask: str | None = None,
+    batch: int = 32,
+    stage: Stage = silent,
+) -> Task:
+    """Fill in defaults and check that metric, output and mask fit the model and the data."""
+    outputs = [name for name in model.graph.outputs if model.graph.value(name).is_float]
+    if not outputs:
+        raise Unsupported("the model has no floating output, so nothing can be compared")
+    if output is not None and output not in outputs:
+        raise BadInput(f"--output {output}: no such floating output; there is {', '.join(outputs)}")
+    chosen = output or outputs[0]
+    if metric is not None and metric not in METRICS:
+        raise BadInput(f"--metric {metric}: unknown; it is one of {', '.join(METRICS)}")
+    rank = len(model.graph.value(chosen).shape or (None, None))
+    metric = metric or default_metric(rank, data.labels is not None)
+    if metric == "accuracy" and data.labels is None:
+        raise BadInput("--metric accuracy needs labels: add an array `labels` to the data")
+    return Task(
+        model,
+        data,
+        splits,
+        runtime,
+        metric,
+        chosen,
+        find_mask(model.inputs, mask),
+        batch,
+        stage,
+    )
+
+
+class Reference:
+    """The original model's outputs on some samples, kept on disk, to score other models against."""
+
+    def __init__(self, task: Task, samples: Samples, stage: str) -> None:
+        self._task, self.samples = task, samples
+        self._folder = tempfile.TemporaryDirectory(prefix="blockfold-")
+        runner = Runner(task.model, task.runtime)
+        size = runner.fixed_batch or task.batch
+        with task.stage(stage, len(samples)) as advance:
+            for at, batch in enumerate(task.data.batches(samples, size)):
+                np.save(self._file(at), runner(batch.feeds)[task.output])
+                advance(len(batch.samples))
+
+    def _file(self, at: int) -> Path:
+        return Path(self._folder.name) / f"{at}.npy"
+
+    def score(self, model: OnnxModel) -> Scores:
+        """Scores of another model on the same samples, in ascending sample order."""
+        task = self._task
+        runner = Runner(model, task.runtime)
+        scorer = Scorer(task.metric)
+        size = runner.fixed_batch or task.batch
+        for at, batch in enumerate(task.data.batches(self.samples, size)):
+            new = runner(batch.feeds)[task.output]
+            original = np.load(self._file(at), mmap_mode="r")
+            labels, padding = task.labels(batch.samples), task.padding(batch.feeds)
+            scorer.add(Outputs(original, new, labels, padding))
+        return scorer.scores()
+
+    def __enter__(self) -> Reference:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._folder.cleanup()

@@ -1,0 +1,142 @@
+"""Verify: what a drop of quality is bounded by, and whether that keeps the promise.
+
+The unit of every bound is the sample. Exact bounds are called certified, bootstrap ones estimated.
+Forecasts say before certification, from the select split, what its bound will be and how likely it
+keeps the promise.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from scipy.stats import norm
+
+from ..calibration.quality import Scores
+from ..ir.onnx_file import OnnxModel
+from .bounds import (
+    Bound,
+    bootstrap_upper,
+    chance_to_certify,
+    clopper_pearson_upper,
+    paired_score_upper,
+    paired_upper,
+    smallest_n,
+)
+from .task import Reference, Samples, Task
+
+LEVEL = 0.95
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What was compared and what came out.
+
+    `before` and `after` are the mean scores of the original and the new model on `samples` samples,
+    `worse` and `better` count samples whose score fell or rose, `largest_damage` is the worst of
+    one sample. `promise` is the drop allowed, None where nothing was promised.
+    """
+
+    metric: str
+    output: str
+    samples: int
+    before: float
+    after: float
+    drop: float
+    worse: int
+    better: int
+    largest_damage: float
+    bound: Bound
+    promise: float | None
+
+    @property
+    def kept(self) -> bool:
+        """Whether the bound keeps the promise; True where nothing was promised."""
+        return self.promise is None or self.bound.upper <= self.promise
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """The bound expected on the certify split, and the chance that it keeps the promise."""
+
+    upper: float
+    chance: float
+
+
+def verify(task: Task, model: OnnxModel, samples: Samples, promise: float | None) -> Verdict:
+    """Compare a model with the task's original on the given samples, once."""
+    with Reference(task, samples, "verify") as reference:
+        scores = reference.score(model)
+    return judge(task, scores, promise)
+
+
+def judge(task: Task, scores: Scores, promise: float | None) -> Verdict:
+    """The verdict that scores lead to."""
+    worse, better = counts(scores)
+    return Verdict(
+        metric=task.metric,
+        output=task.output,
+        samples=len(scores.damage),
+        before=float(scores.before.mean()),
+        after=float(scores.after.mean()),
+        drop=scores.drop,
+        worse=worse,
+        better=better,
+        largest_damage=float(scores.damage.max()),
+        bound=bound(task, scores),
+        promise=promise,
+    )
+
+
+def counts(scores: Scores) -> tuple[int, int]:
+    """How many samples got worse and how many better."""
+    return int((scores.damage > 0).sum()), int((scores.damage < 0).sum())
+
+
+def bound(task: Task, scores: Scores) -> Bound:
+    """One-sided 95 % upper limit on the mean damage."""
+    worse, better = counts(scores)
+    samples = len(scores.damage)
+    if not task.is_exact:
+        upper = bootstrap_upper(scores.damage, level=LEVEL)
+        return Bound(scores.drop, upper, LEVEL, "BCa bootstrap", certified=False)
+    if task.metric == "accuracy":
+        return paired_upper(worse, better, samples, LEVEL)
+    upper = clopper_pearson_upper(worse, samples, LEVEL)
+    return Bound(scores.drop, upper, LEVEL, "Clopper-Pearson", certified=True)
+
+
+def forecast(task: Task, scores: Scores, promise: float | None) -> Forecast:
+    """What the certify split will say, judged from scores on the select split.
+
+    Many plans are compared on select, so a gain seen there is taken for luck: no more samples are
+    expected to get better than worse, and no mean damage below zero.
+    """
+    seen, fresh = len(scores.damage), len(task.splits.certify)
+    worse, better = counts(scores)
+    if task.is_exact:
+        paired = task.metric == "accuracy"
+        better = min(worse, better) if paired else 0
+        share = fresh / seen
+        if paired:
+            upper = float(paired_score_upper(worse * share, better * share, fresh, LEVEL))
+        else:
+            upper = clopper_pearson_upper(round(worse * share), fresh, LEVEL)
+        chance = 1.0
+        if promise is not None:
+            chance = chance_to_certify(worse, better, seen, fresh, promise, paired=paired)
+        return Forecast(max(upper, 0.0), chance)
+    mean, deviation = max(scores.drop, 0.0), float(scores.damage.std())
+    upper = mean + norm.ppf(LEVEL) * deviation / math.sqrt(fresh)
+    if promise is None:
+        return Forecast(upper, 1.0)
+    spread = deviation * math.sqrt(1 / seen + 1 / fresh)
+    chance = norm.cdf((promise - upper) / spread) if spread > 0 else float(upper <= promise)
+    return Forecast(upper, float(chance))
+
+
+def samples_needed(task: Task, promise: float) -> int:
+    """Fewest certify samples on which even a loss-free result keeps the promise."""
+    if not task.is_exact:
+        return 2
+    return smallest_n(promise, LEVEL, paired=task.metric == "accuracy")
