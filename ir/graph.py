@@ -182,3 +182,8 @@ class Graph:
         """Elements of all constants that `nodes` read, each constant counted once."""
         names = frozenset[str]().union(*(self.constants_of[index] for index in nodes))
         return sum(self.constants[name].elements for name in names)
+
+    @property
+    def parameters_stored(self) -> int:
+        """Elements of all constants, whoever reads them."""
+        return sum(constant.elements for constant in self.constants.values())

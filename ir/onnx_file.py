@@ -182,20 +182,31 @@ def _chunks(folder: Path, tensor: onnx.TensorProto, size: int = 1 << 24) -> Iter
 def write(model: OnnxModel, path: Path) -> None:
     """Write the model to `path`, with external data, if it has any, to `path` + ".data".
 
-    An unedited model without external data is written byte for byte as it was read. The caller
-    gives a path in a staging folder; see `staged`.
+    An unedited model without external data is written byte for byte as it was read. Meant for a
+    path in a folder that `staged` gave. Raises BadInput where the disk will not take it.
     """
     if not any(True for _ in model.external()):
-        path.write_bytes(model.serialized())
+        write_bytes(path, model.serialized())
         return
     proto = onnx.ModelProto()
     proto.CopyFrom(model.proto)
     data = path.with_name(path.name + ".data")
-    with data.open("wb") as file:
-        for tensor in proto.graph.initializer:
-            if tensor.data_location == EXTERNAL:
-                _move(model.folder, tensor, file, data.name)
-    path.write_bytes(proto.SerializeToString())
+    try:
+        with data.open("wb") as file:
+            for tensor in proto.graph.initializer:
+                if tensor.data_location == EXTERNAL:
+                    _move(model.folder, tensor, file, data.name)
+    except OSError as error:
+        raise _unwritable(data, error) from error
+    write_bytes(path, proto.SerializeToString())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file. Raises BadInput where the disk will not take it."""
+    try:
+        path.write_bytes(content)
+    except OSError as error:
+        raise _unwritable(path, error) from error
 
 
 def _move(folder: Path, tensor: onnx.TensorProto, file: BinaryIO, location: str) -> None:
@@ -213,24 +224,24 @@ def staged(target: Path) -> Iterator[Path]:
     """A folder beside `target` for its files; on success they are renamed into place, else gone.
 
     Side files go first and the one named like `target` last, so that it never stands without them.
-    Raises BadInput where the target's folder cannot be written.
+    Raises BadInput, before the work inside begins, where the target's folder cannot be written.
     """
+    if target.is_dir():
+        raise BadInput(f"{target}: is a folder; give the name of a file")
     try:
         folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     except OSError as error:
-        raise BadInput(
-            f"{target}: cannot write there: {error.strerror}; choose another -o"
-        ) from error
+        raise _unwritable(target, error) from error
     try:
-        if target.is_dir():
-            raise BadInput(f"{target}: is a folder; give a file name with -o")
+        yield folder
         try:
-            yield folder
             for file in sorted(folder.iterdir(), key=lambda file: file.name == target.name):
                 file.replace(target.parent / file.name)
         except OSError as error:
-            raise BadInput(
-                f"{target}: cannot write there: {error.strerror}; nothing was kept"
-            ) from error
+            raise _unwritable(target, error) from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _unwritable(path: Path, error: OSError) -> BadInput:
+    return BadInput(f"{path}: cannot write there: {error.strerror}; choose another place")

@@ -1,4 +1,4 @@
-"""Floating-point operations of a model at given input shapes, and its parameters."""
+"""Floating-point operations of a model at given input shapes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from collections.abc import Mapping
 
 import onnx
 
-from .graph import Graph
 from .onnx_file import OnnxModel
 from .onnx_view import inferred_shapes
 
@@ -61,8 +60,3 @@ def _multiply_adds(
         transposed = any(a.name == "transA" and a.i for a in proto.attribute)
         return math.prod(made) * first[0 if transposed else 1]
     return math.prod(made) * first[-1]
-
-
-def parameters(graph: Graph) -> int:
-    """Elements of all constants."""
-    return sum(constant.elements for constant in graph.constants.values())

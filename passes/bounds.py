@@ -178,8 +178,8 @@ def smallest_n(max_drop: float, level: float = 0.95, *, paired: bool = False) ->
 
     For a proportion (`clopper_pearson_upper`) the least n >= ln(1 - level) / ln(1 - max_drop).
     `paired` asks the same of `paired_upper` with no sample worse or better. At level 0.95 that is
-    the same n from 84 to EXACT_UP_TO, at most 2 more below and up to 10 % fewer above; at 0.99 it
-    is up to 20 % more.
+    the same n from 84 to EXACT_UP_TO, now and then 1 more below, up to 10 % fewer above; at
+    0.99 it is up to 20 % more.
 
     Raises ValueError unless 0 < max_drop < 1 and 0 < level < 1.
     """

@@ -1,0 +1,249 @@
+"""The main job, start to end: survey, search, solve, rewrite, freeze, certify once."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+
+from ..calibration.latency import Profile, Timing, take_turns
+from ..calibration.runtime import Runner
+from ..ir.errors import BadInput, NotMet
+from ..ir.onnx_file import OnnxModel
+from ..ir.spans import Refusal
+from .budget import Budget
+from .costs import CostModel, Costs, measure_costs
+from .pipeline import ALL_PASSES, Switches, rewrite
+from .plan import (
+    BudgetRecord,
+    CostsRecord,
+    DataRecord,
+    LatencyRecord,
+    ModelRecord,
+    Plan,
+    RefusalRecord,
+    TrialRecord,
+    VerdictRecord,
+    decision_of,
+    tensor_bytes,
+    tensors_of,
+)
+from .replacement import Replacement
+from .score import Survey, score
+from .search import Search
+from .task import Task
+from .trial import Trial
+from .verify import Verdict, samples_needed, verify
+
+Freeze = Callable[[OnnxModel], OnnxModel]
+"""Turns the rewritten model into the one frozen file that is certified."""
+
+
+@dataclass(frozen=True, eq=False)
+class Optimized:
+    """What came out: the frozen model, its plan and tensors, the survey, and the changes made."""
+
+    model: OnnxModel
+    plan: Plan
+    tensors: bytes
+    survey: Survey
+    verdict: Verdict
+    changes: tuple[str, ...]
+
+
+def freeze_in_memory(model: OnnxModel) -> OnnxModel:
+    """The model as the bytes it would have in a file."""
+    return OnnxModel(model.proto, model.folder, model.serialized())
+
+
+def optimize(
+    task: Task,
+    budget: Budget,
+    profile: Profile,
+    *,
+    costs: Costs | None = None,
+    freeze: Freeze = freeze_in_memory,
+    switches: Switches = ALL_PASSES,
+) -> Optimized:
+    """Replace what the budget allows and certify the result on the split held back for it.
+
+    Raises NotMet where the budget or the promise cannot be met, BadInput where there are too few
+    samples to certify anything, Unsupported where the model offers nothing to replace.
+    """
+    require_enough_samples(task, budget.max_drop)
+    survey = score(task)
+    costs = costs or measure_costs(task, survey, profile)
+    trials = Search(task, survey, CostModel(survey.anatomies, costs), budget).run()
+    chosen = budget.choose(trials)
+    if chosen is None:
+        raise NotMet(_why_nothing(task, trials, budget))
+    replacements = tuple(
+        Replacement(c.span, c.redundancy.solved_on_both(), c.replacement.predicted_error)
+        if c.replacement.solution is not None
+        else c.replacement
+        for c in chosen.choices
+    )
+    tensors = tensor_bytes(tensors_of(replacements))
+    plan = make_plan(task, budget, replacements, survey.refusals, tensors)
+    rewritten = rewrite(task.model, replacements, provenance(plan), switches)
+    model = freeze(rewritten.model)
+    verdict = verify(task, model, task.splits.certify, budget.max_drop)
+    latency = measure_latency(task, model, profile)
+    plan = plan.model_copy(
+        update={
+            "costs": CostsRecord(
+                model_ms=costs.model_ms, unit_ms=dict(costs.unit_ms), map_ms=dict(costs.map_ms)
+            ),
+            "trials": tuple(map(_trial_record, trials)),
+            "latency": latency,
+            "verdict": verdict_record(verdict, chosen.forecast.chance),
+        }
+    )
+    _require_kept(plan, verdict, budget)
+    return Optimized(model, plan, tensors, survey, verdict, rewritten.changes)
+
+
+def require_enough_samples(task: Task, promise: float | None) -> None:
+    """BadInput, before any work, where even a loss-free result could not keep the promise."""
+    if promise is None:
+        return
+    held, needed = len(task.splits.certify), samples_needed(task, promise)
+    if held < needed:
+        share = task.splits.fractions[2]
+        raise BadInput(
+            f"--max-drop {promise:.3g} needs at least {needed} samples to certify, and the split "
+            f"holds {held} back: give at least {-(-needed // share):.0f} samples, or allow more"
+        )
+
+
+def make_plan(
+    task: Task,
+    budget: Budget,
+    replacements: Sequence[Replacement],
+    refusals: Sequence[Refusal],
+    tensors: bytes,
+) -> Plan:
+    """The plan before anything was measured on it, hashed."""
+    splits, data = task.splits, task.data
+    rows = len(splits.fit) + len(splits.select)
+    plan = Plan(
+        blockfold=version("blockfold"),
+        versions={name: version(name) for name in ("numpy", "onnx", "scipy")}
+        | {"onnxruntime": _onnxruntime_version()},
+        provider=task.runtime.provider,
+        threads=task.runtime.threads,
+        batch=task.batch,
+        metric=task.metric,
+        output=task.output,
+        budget=BudgetRecord(**asdict(budget)),
+        model=ModelRecord(
+            sha256=task.model.sha256,
+            size_bytes=task.model.size_bytes,
+            nodes=len(task.model.graph.nodes),
+            parameters=task.model.graph.parameters_stored,
+        ),
+        data=DataRecord(
+            sha256=data.digest,
+            samples=data.samples,
+            fit=len(splits.fit),
+            select=len(splits.select),
+            certify=len(splits.certify),
+            seed=splits.seed,
+            fractions=splits.fractions,
+            mask=task.mask,
+            random=data.random,
+        ),
+        decisions=tuple(decision_of(replacement, rows) for replacement in replacements),
+        refusals=tuple(RefusalRecord(name=r.name, reason=r.reason, node=r.node) for r in refusals),
+        tensors_sha256=hashlib.sha256(tensors).hexdigest(),
+    )
+    return plan.model_copy(update={"sha256": plan.digest()})
+
+
+def _onnxruntime_version() -> str:
+    from ..calibration.runtime import load
+
+    return str(load().__version__)
+
+
+def provenance(plan: Plan) -> Mapping[str, str]:
+    """What the model itself records of where it comes from."""
+    return {
+        "blockfold.version": plan.blockfold,
+        "blockfold.parent_sha256": plan.model.sha256,
+        "blockfold.plan_sha256": plan.sha256,
+    }
+
+
+def measure_latency(task: Task, model: OnnxModel, profile: Profile) -> LatencyRecord:
+    """Both models side by side at the profile."""
+    with task.stage("latency", 1) as advance:
+        runners = [Runner(task.model, task.runtime), Runner(model, task.runtime)]
+        original, new = take_turns(runners, profile)
+        advance(1)
+    return latency_record(original, new, profile)
+
+
+def latency_record(original: Timing, new: Timing, profile: Profile) -> LatencyRecord:
+    ratio, low, high = new.ratio_to(original)
+    return LatencyRecord(
+        profile=str(profile),
+        ratio=ratio,
+        low=low,
+        high=high,
+        original_ms=original.median_ms,
+        new_ms=new.median_ms,
+    )
+
+
+def verdict_record(verdict: Verdict, chance: float | None = None) -> VerdictRecord:
+    return VerdictRecord.model_validate(asdict(verdict) | {"chance_before": chance})
+
+
+def _trial_record(trial: Trial) -> TrialRecord:
+    return TrialRecord(
+        replaced=tuple(f"{r.span.name}: {r.surrogate}" for r in trial.replacements),
+        blocks=trial.blocks,
+        drop=trial.scores.drop,
+        expected_bound=trial.forecast.upper,
+        chance=trial.forecast.chance,
+        expected_speedup=trial.speedup,
+    )
+
+
+def why_not_kept(verdict: Verdict) -> str:
+    """One line for a promise that was not kept."""
+    return (
+        f"not certified: on {verdict.samples} samples held back {verdict.metric} fell by "
+        f"{100 * verdict.drop:.2f} points, at most {100 * verdict.bound.upper:.2f} with 95 % "
+        f"confidence, more than the {100 * (verdict.promise or 0):.2f} allowed; give more "
+        "samples or allow more"
+    )
+
+
+def _require_kept(plan: Plan, verdict: Verdict, budget: Budget) -> None:
+    if not verdict.kept:
+        raise NotMet(why_not_kept(verdict))
+    if budget.speedup is not None and plan.latency and plan.latency.ratio < budget.speedup:
+        raise NotMet(
+            f"--speedup {budget.speedup:g} not reached: the best plan measured "
+            f"{plan.latency.ratio:.3f}x ({plan.latency.low:.3f} to {plan.latency.high:.3f})"
+        )
+
+
+def _why_nothing(task: Task, trials: Sequence[Trial], budget: Budget) -> str:
+    """One line: what stands in the way, and the nearest plans."""
+    samples = len(task.splits.select)
+    nearest = sorted(trials, key=lambda t: (not budget.reached(t), t.forecast.upper))[:3]
+    shown = "; ".join(
+        f"{', '.join(f'{r.span.name} ({r.surrogate})' for r in t.replacements)}: drop "
+        f"{100 * t.scores.drop:.2f} points, expected bound {100 * t.forecast.upper:.2f}, chance "
+        f"{100 * t.forecast.chance:.0f} %, {t.speedup:.2f}x"
+        for t in nearest
+    )
+    if budget.has_target and not any(budget.reached(trial) for trial in trials):
+        why = "no plan that was tried reaches it"
+    else:
+        why = "damage: every replacement costs more than that or is too uncertain"
+    return f"cannot meet {budget} ({why}, judged on {samples} samples). Nearest: {shown}"

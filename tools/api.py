@@ -1,0 +1,385 @@
+"""The main jobs as functions: open what the user gave, run the passes, hand back a result."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+
+from ..calibration.data import Dataset
+from ..calibration.latency import Profile, profile_from_data
+from ..calibration.runtime import Runtime, choose_runtime, fixed_batch
+from ..calibration.sources import open_data, random_data
+from ..calibration.splits import DEFAULT, Fractions, Splits, split
+from ..ir.blocks import Anatomy
+from ..ir.errors import BadInput, NotMet
+from ..ir.onnx_file import OnnxModel, read, staged, write, write_bytes
+from ..ir.spans import Refusal, Span
+from ..passes.budget import Budget
+from ..passes.costs import Costs
+from ..passes.facts import Facts
+from ..passes.optimize import (
+    Freeze,
+    Optimized,
+    freeze_in_memory,
+    measure_latency,
+    require_enough_samples,
+    verdict_record,
+    why_not_kept,
+)
+from ..passes.optimize import optimize as run_optimize
+from ..passes.pipeline import Switches
+from ..passes.plan import LatencyRecord, Plan, read_plan, tensors_path
+from ..passes.replay import replay, require_parent, resolve
+from ..passes.score import Survey, anatomies, offered, score
+from ..passes.task import Stage, Task, make_task, silent
+from ..passes.verify import Verdict
+from ..passes.verify import verify as run_verify
+
+Model = str | os.PathLike[str] | onnx.ModelProto | OnnxModel
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How models are run and judged. Every field has a default that suits most models.
+
+    random_samples: so many made-up samples instead of data, stamped as such in the result.
+    profile: lengths of axes to time at, `{"batch": 1, "seq": 128}`; default batch 1 and medians.
+    """
+
+    metric: str | None = None
+    output: str | None = None
+    mask: str | None = None
+    provider: str | None = None
+    threads: int = 0
+    provider_options: Mapping[str, str] = field(default_factory=dict)
+    custom_ops: tuple[str, ...] = ()
+    batch: int = 32
+    seed: int = 0
+    fractions: Fractions = DEFAULT
+    random_samples: int | None = None
+    profile: Mapping[str, int] = field(default_factory=dict)
+    stage: Stage = silent
+
+    def runtime(self) -> Runtime:
+        return choose_runtime(self.provider, self.threads, self.provider_options, self.custom_ops)
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """An optimized model: `model` (onnx.ModelProto), `plan`, `verdict`, and facts of both."""
+
+    optimized: Optimized
+    before: Facts
+    after: Facts
+
+    @property
+    def model(self) -> onnx.ModelProto:
+        return self.optimized.model.proto
+
+    @property
+    def plan(self) -> Plan:
+        return self.optimized.plan
+
+    @property
+    def verdict(self) -> Verdict:
+        return self.optimized.verdict
+
+    def save(self, path: str | os.PathLike[str]) -> tuple[Path, ...]:
+        """Write model, plan and tensors; all of them or none. Returns their paths."""
+        return _save(self.optimized.model, self.plan, self.optimized.tensors, Path(path))
+
+
+@dataclass(frozen=True, eq=False)
+class Inspection:
+    """What a model is made of; `survey` and `profile` where there was data."""
+
+    model: OnnxModel
+    anatomies: tuple[Anatomy, ...]
+    spans: tuple[Span, ...]
+    refusals: tuple[Refusal, ...]
+    survey: Survey | None
+
+
+@dataclass(frozen=True, eq=False)
+class Applied:
+    """A plan's model made again. `plan` is new, and `verdict` there, where data was given."""
+
+    model: OnnxModel
+    plan: Plan
+    tensors: bytes
+    verdict: Verdict | None
+
+    def save(self, path: str | os.PathLike[str]) -> tuple[Path, ...]:
+        """Write model, plan and tensors; all of them or none. Returns their paths."""
+        return _save(self.model, self.plan, self.tensors, Path(path))
+
+
+@dataclass(frozen=True)
+class Verified:
+    """A verdict on two models; `held_back` where only rows the new model was not made on count."""
+
+    verdict: Verdict
+    held_back: bool
+
+
+def optimize(
+    model: Model,
+    data: object = None,
+    *,
+    max_drop: float | None = None,
+    speedup: float | None = None,
+    remove: float | None = None,
+    max_size_bytes: int | None = None,
+    costs: str | os.PathLike[str] | None = None,
+    skip: Sequence[str] = (),
+    freeze: Freeze = freeze_in_memory,
+    **settings: Any,
+) -> Result:
+    """Replace blocks of an ONNX model within a budget and certify the result.
+
+    model: a path or a ModelProto. data: anything `--data` takes, or arrays, an iterable, a reader.
+    max_drop: quality that may be lost (0.01: one point); speedup, remove (blocks) and
+    max_size_bytes: targets. costs: a plan to reuse measured costs of. skip: names of passes to
+    leave out. settings: the fields of Settings.
+
+    Raises NotMet, BadInput or Unsupported; see the errors.
+    """
+    options = _settings(settings)
+    budget = Budget.of(max_drop, speedup, remove, max_size_bytes)
+    switches = Switches(frozenset(skip))
+    with _task(read_model(model), data, options) as task:
+        profile = _profile(task, options)
+        known = None if costs is None else _costs(Path(costs))
+        optimized = run_optimize(
+            task, budget, profile, costs=known, freeze=freeze, switches=switches
+        )
+        return Result(optimized, Facts.of(task.model, profile), Facts.of(optimized.model, profile))
+
+
+def optimize_to(
+    path: str | os.PathLike[str], model: Model, data: object = None, **options: Any
+) -> tuple[Result, tuple[Path, ...]]:
+    """As `optimize`, into files: the very file that is renamed into place is the one certified."""
+    target = Path(path)
+    parent = read_model(model)
+    if target.exists() and any(target.samefile(source) for source in _sources(model)):
+        raise BadInput(f"{target}: is the model itself; choose another name with -o")
+    with staged(target) as folder:
+        result = optimize(
+            parent, data, freeze=lambda made: _freeze(made, folder / target.name), **options
+        )
+        _write_plan(result.plan, result.optimized.tensors, folder / target.name)
+        names = sorted(file.name for file in folder.iterdir())
+    return result, tuple(target.parent / name for name in names)
+
+
+def inspect(model: Model, data: object = None, **settings: Any) -> Inspection:
+    """Blocks and spans of a model, and with data how redundant they are; changes nothing."""
+    options = _settings(settings)
+    read_in = read_model(model)
+    if data is None and options.random_samples is None:
+        streams = anatomies(read_in)
+        spans, refusals = offered(read_in.graph, streams, None)
+        return Inspection(read_in, streams, tuple(spans), tuple(refusals), None)
+    with _task(read_in, data, options) as task:
+        survey = score(task)
+        found = tuple(redundancy.span for redundancy in survey.spans)
+        return Inspection(read_in, survey.anatomies, found, survey.refusals, survey)
+
+
+def apply(
+    model: Model,
+    plan: str | os.PathLike[str],
+    data: object = None,
+    *,
+    max_drop: float | None = None,
+    **settings: Any,
+) -> Applied:
+    """Make the model of a plan again, byte for byte.
+
+    An edited plan is solved again, which needs data; the result is certified only with max_drop.
+    Raises NotMet where that promise is not kept.
+    """
+    options = _settings(settings)
+    path = Path(plan)
+    read_in = read_model(model)
+    known, tensors = read_plan(path)
+    if not known.is_edited and max_drop is None:
+        made = replay(read_in, known, tensors).model
+        return Applied(freeze_in_memory(made), known, tensors_path(path).read_bytes(), None)
+    require_parent(known, read_in)
+    if data is None and options.random_samples is None:
+        raise BadInput(f"{path}: an edited plan must be solved again: give --data")
+    promise = Budget.of(max_drop).max_drop if max_drop is not None else None
+    chosen = replace(
+        options, metric=options.metric or known.metric, output=options.output or known.output
+    )
+    with _task(read_in, data, chosen) as task:
+        require_enough_samples(task, promise)
+        rewritten, fresh, solved = resolve(task, known)
+        made = freeze_in_memory(rewritten.model)
+        verdict = run_verify(task, made, task.splits.certify, promise)
+    if not verdict.kept:
+        raise NotMet(why_not_kept(verdict))
+    fresh = fresh.model_copy(update={"verdict": verdict_record(verdict)})
+    return Applied(made, fresh, solved, verdict)
+
+
+def verify(
+    original: Model,
+    new: Model,
+    data: object = None,
+    *,
+    max_drop: float | None = None,
+    plan: str | os.PathLike[str] | None = None,
+    **settings: Any,
+) -> Verified:
+    """Judge a new model against its original on data.
+
+    Where the data is what the new model was made on (its plan, beside it, says so), only the rows
+    that were held back count; on other data all rows do.
+    """
+    options = _settings(settings)
+    before, after = read_model(original), read_model(new)
+    known = _plan_beside(new, plan)
+    if known is not None:
+        options = replace(
+            options, metric=options.metric or known.metric, output=options.output or known.output
+        )
+    promise = Budget.of(max_drop).max_drop if max_drop is not None else None
+    if before.graph.inputs != after.graph.inputs or before.graph.outputs != after.graph.outputs:
+        raise BadInput("the two models have different inputs or outputs and cannot be compared")
+    with _opened(before, data, options) as opened:
+        same = known is not None and known.data.sha256 == opened.digest
+        if same and known is not None:
+            splits = split(
+                opened.samples,
+                fractions=known.data.fractions,
+                seed=known.data.seed,
+                groups=opened.groups,
+            )
+        else:
+            everything = np.arange(opened.samples)
+            none = everything[:0]
+            splits = Splits(none, none, everything, options.seed, (0.0, 0.0, 1.0))
+        task = _make_task(before, opened, splits, options)
+        require_enough_samples(task, promise)
+        return Verified(run_verify(task, after, splits.certify, promise), same)
+
+
+def bench(original: Model, new: Model, data: object = None, **settings: Any) -> LatencyRecord:
+    """Latency of both models side by side, in turns."""
+    options = _settings(settings)
+    before, after = read_model(original), read_model(new)
+    if before.graph.inputs != after.graph.inputs:
+        raise BadInput("the two models have different inputs and cannot run the same data")
+    if data is None and options.random_samples is None:
+        options = replace(options, random_samples=max(1, options.profile.get("batch", 1)))
+    with _opened(before, data, options) as opened:
+        none = np.arange(0)
+        splits = Splits(none, none, none, 0, (0.0, 0.0, 1.0))
+        task = _make_task(before, opened, splits, replace(options, metric="nmse", output=None))
+        return measure_latency(task, after, _profile(task, options))
+
+
+def read_model(model: Model) -> OnnxModel:
+    return model if isinstance(model, OnnxModel) else read(model)
+
+
+def _settings(settings: Mapping[str, Any]) -> Settings:
+    try:
+        return Settings(**settings)
+    except TypeError as error:
+        known = ", ".join(field.name for field in fields(Settings))
+        raise BadInput(f"{error}; settings are {known}") from error
+
+
+@contextmanager
+def _opened(model: OnnxModel, data: object, options: Settings) -> Iterator[Dataset]:
+    if (data is None) == (options.random_samples is None):
+        raise BadInput("give calibration data with --data, or a number with --random-data")
+    if options.random_samples is not None:
+        opened = random_data(model.inputs, options.random_samples, options.seed)
+    else:
+        opened = open_data(data, model.inputs)
+    with opened:
+        yield opened
+
+
+@contextmanager
+def _task(model: OnnxModel, data: object, options: Settings) -> Iterator[Task]:
+    with _opened(model, data, options) as opened:
+        splits = split(
+            opened.samples, fractions=options.fractions, seed=options.seed, groups=opened.groups
+        )
+        yield _make_task(model, opened, splits, options)
+
+
+def _make_task(model: OnnxModel, data: Dataset, splits: Splits, options: Settings) -> Task:
+    return make_task(
+        model,
+        data,
+        splits,
+        options.runtime(),
+        metric=options.metric,
+        output=options.output,
+        mask=options.mask,
+        batch=options.batch,
+        stage=options.stage,
+    )
+
+
+def _profile(task: Task, options: Settings) -> Profile:
+    return profile_from_data(task.data, task.model.inputs, options.profile, fixed_batch(task.model))
+
+
+def _costs(path: Path) -> Costs:
+    known, _ = read_plan(path)
+    if known.costs is None:
+        raise BadInput(f"--costs {path}: that plan holds no measured costs")
+    return Costs(**known.costs.model_dump())
+
+
+def _sources(model: Model) -> list[Path]:
+    return [Path(model)] if isinstance(model, str | os.PathLike) else []
+
+
+def _freeze(model: OnnxModel, path: Path) -> OnnxModel:
+    write(model, path)
+    return read(path)
+
+
+def plan_path(model: Path) -> Path:
+    """Where the plan of a written model lies: OUT.onnx -> OUT.plan.json."""
+    return model.with_suffix(".plan.json")
+
+
+def _write_plan(plan: Plan, tensors: bytes, model: Path) -> None:
+    path = plan_path(model)
+    write_bytes(path, plan.model_dump_json(indent=2).encode() + b"\n")
+    write_bytes(tensors_path(path), tensors)
+
+
+def _save(model: OnnxModel, plan: Plan, tensors: bytes, target: Path) -> tuple[Path, ...]:
+    with staged(target) as folder:
+        write(model, folder / target.name)
+        _write_plan(plan, tensors, folder / target.name)
+        names = sorted(file.name for file in folder.iterdir())
+    return tuple(target.parent / name for name in names)
+
+
+def _plan_beside(new: Model, given: str | os.PathLike[str] | None) -> Plan | None:
+    """The plan given, or the one beside the new model, if there is one."""
+    if given is not None:
+        return read_plan(Path(given))[0]
+    for source in _sources(new):
+        if plan_path(source).is_file():
+            return read_plan(plan_path(source))[0]
+    return None
