@@ -188,6 +188,8 @@ def _open_session(
     options.add_session_config_entry(
         "session.model_external_initializers_file_folder_path", str(model.folder.resolve())
     )
+    # Threads that spin after a run would slow the other session it is compared with.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
     for library in runtime.custom_ops:
         options.register_custom_ops_library(library)
     content = model.serialized()

@@ -103,7 +103,7 @@ def _values(model: onnx.ModelProto) -> dict[str, Value]:
     stated = [*model.graph.value_info, *model.graph.input, *model.graph.output]
     try:
         inferred = onnx.shape_inference.infer_shapes(_without_weights(model), data_prop=True)
-        stated = [*inferred.graph.value_info, *stated]
+        stated += [*inferred.graph.value_info, *inferred.graph.output]
     except (onnx.shape_inference.InferenceError, RuntimeError, ValueError):
         pass  # a hint is missing, not a fact: observed shapes decide wherever there is data
     return {info.name: _value(info) for info in stated}
