@@ -330,17 +330,25 @@ def _npy_piece(path: Path) -> Piece:
 
 
 def _npz_piece(archive: zipfile.ZipFile, info: zipfile.ZipInfo, path: Path) -> Piece:
-    """A member of an .npz, unpacked to a scratch file while it is read."""
+    """A member of an .npz, streamed; in Fortran order, by way of a scratch file."""
     with archive.open(info) as stream:
         shape, fortran, dtype = _header(stream, info.file_size, f"{path}: array {info.filename!r}")
         begin = stream.tell()
 
     def chunks() -> Iterator[NDArray[Any]]:
-        with _blaming(f"{path}: {UNREADABLE}"), tempfile.TemporaryFile() as scratch:
-            with archive.open(info) as stream:
-                shutil.copyfileobj(stream, scratch, CHUNK_BYTES)
-            scratch.flush()
-            yield from _mapped(scratch, begin, shape, fortran, dtype)
+        with _blaming(f"{path}: {UNREADABLE}"), archive.open(info) as stream:
+            if fortran:
+                with tempfile.TemporaryFile() as scratch:
+                    shutil.copyfileobj(stream, scratch, CHUNK_BYTES)
+                    scratch.flush()
+                    yield from _mapped(scratch, begin, shape, fortran, dtype)
+                return
+            stream.read(begin)
+            for rows in _chunks(shape, dtype):
+                part = (min(rows.stop, shape[0]) - rows.start, *shape[1:])
+                taken = stream.read(math.prod(part) * dtype.itemsize)
+                yield np.ndarray(part, dtype, taken)
+            stream.read(1)  # at the end the checksum is compared
 
     return Piece(shape, dtype, chunks)
 

@@ -109,17 +109,6 @@ def _values(model: onnx.ModelProto) -> dict[str, Value]:
     return {info.name: _value(info) for info in stated}
 
 
-def inferred_shapes(model: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
-    """Shapes that ONNX infers to be wholly static, by value name."""
-    shapes = ((name, value.shape) for name, value in _values(model).items())
-    initializers = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
-    return initializers | {
-        name: tuple(int(dim) for dim in shape if dim is not None)
-        for name, shape in shapes
-        if shape is not None and all(isinstance(dim, int) for dim in shape)
-    }
-
-
 def _without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
     """The model with the bytes of large weights left out, so that inference copies little."""
     light = onnx.ModelProto()

@@ -160,7 +160,10 @@ def optimize(
         optimized = run_optimize(
             task, budget, profile, costs=known, freeze=freeze, switches=switches
         )
-        return Result(optimized, Facts.of(task.model, profile), Facts.of(optimized.model, profile))
+        before, after = (
+            Facts.of(weighed, task.runtime, profile) for weighed in (task.model, optimized.model)
+        )
+        return Result(optimized, before, after)
 
 
 def optimize_to(

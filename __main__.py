@@ -1,0 +1,5 @@
+"""`python -m blockfold`."""
+
+from .tools.cli import main
+
+main()

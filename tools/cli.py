@@ -1,0 +1,303 @@
+"""The command line: parse, call tools.api, show tables or print one JSON document.
+
+Exit codes: 0 done; 1 the promise or budget cannot be met; 2 bad usage or input; 3 unsupported
+model; 4 a bug of ours; 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+import traceback
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+
+from ..ir.errors import BlockfoldError
+from ..passes.plan import VerdictRecord
+from . import api, options
+from .demo import bundle
+from .progress import bars
+from .tables import show_inspection, show_latency, show_result, show_verdict
+
+BUG = 4
+INTERRUPTED = 130
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(version("blockfold"), prog_name="blockfold")
+def cli() -> None:
+    """Fold a trained network's near-affine blocks into single matrices, and certify the result.
+
+    Try `blockfold demo` first, then `blockfold optimize --help`.
+    """
+
+
+@cli.command()
+@click.argument("model")
+@options.data
+@options.running
+@options.json_option
+def inspect(model: str, as_json: bool, **given: Any) -> None:
+    """Show blocks and spans of MODEL, and with data how redundant they are.
+
+    \b
+    blockfold inspect model.onnx --data samples.npz
+    """
+    found = api.inspect(model, given.pop("data"), stage=bars, **given)
+    if as_json:
+        _print_json(_inspection(found))
+    else:
+        show_inspection(Console(), found)
+
+
+@cli.command()
+@click.argument("model")
+@click.option("-o", "--out", "target", required=True, metavar="OUT.onnx", help="File to write.")
+@click.option(
+    "--max-drop",
+    metavar="SHARE",
+    callback=options.share,
+    help="Quality that may be lost: 1% or 0.01.  [default, without other budget: 1%]",
+)
+@click.option("--speedup", type=float, metavar="RATIO", help="Latency ratio to reach, as 1.3.")
+@click.option("--remove", type=float, metavar="N", help="Blocks to replace.")
+@click.option(
+    "--max-size",
+    "max_size_bytes",
+    metavar="SIZE",
+    callback=options.size,
+    help="Size to get below, as 1.5MB.",
+)
+@click.option("--costs", metavar="PLAN.json", help="Reuse the latencies measured for this plan.")
+@click.option("--skip", multiple=True, metavar="PASS", help="Leave out a pass: cleanup.")
+@options.judging
+@options.data
+@options.profile_option
+@options.running
+@options.json_option
+def optimize(model: str, target: str, as_json: bool, **given: Any) -> None:
+    """Replace blocks of MODEL within a budget, certify the result and write it.
+
+    \b
+    blockfold optimize model.onnx --data samples.npz --max-drop 1% -o small.onnx
+    """
+    result, written = api.optimize_to(target, model, given.pop("data"), stage=bars, **given)
+    _show_optimized(result, written, as_json)
+
+
+@cli.command()
+@click.argument("model")
+@click.argument("plan", metavar="PLAN.json")
+@click.option("-o", "--out", "target", required=True, metavar="OUT.onnx", help="File to write.")
+@click.option(
+    "--max-drop", metavar="SHARE", callback=options.share, help="Certify the result for this drop."
+)
+@options.judging
+@options.data
+@options.running
+@options.json_option
+def apply(model: str, plan: str, target: str, as_json: bool, **given: Any) -> None:
+    """Make the model of a plan again: exactly, or, where the plan was edited, solved anew on data.
+
+    \b
+    blockfold apply model.onnx small.plan.json -o small.onnx
+    """
+    applied = api.apply(model, plan, given.pop("data"), stage=bars, **given)
+    written = applied.save(target)
+    if as_json:
+        verdict = applied.plan.verdict if applied.verdict else None
+        _print_json({"written": written, "plan_sha256": applied.plan.sha256, "verdict": verdict})
+        return
+    console = Console()
+    _show_written(console, written)
+    if applied.verdict is None:
+        console.print("made exactly as planned")
+    elif applied.plan.verdict is not None:
+        show_verdict(console, applied.plan.verdict)
+
+
+@cli.command()
+@click.argument("model")
+@click.argument("new", metavar="OUT.onnx")
+@click.option(
+    "--max-drop",
+    metavar="SHARE",
+    callback=options.share,
+    help="Exit 1 unless at most this is lost.",
+)
+@click.option("--plan", metavar="PLAN.json", help="Plan of OUT.onnx.  [default: the one beside it]")
+@options.judging
+@options.data
+@options.running
+@options.json_option
+def verify(model: str, new: str, as_json: bool, **given: Any) -> None:
+    """Judge OUT.onnx against its original MODEL on data.
+
+    On the data it was made with, only the samples held back then are used.
+
+    \b
+    blockfold verify model.onnx small.onnx --data fresh.npz --max-drop 1%
+    """
+    found = api.verify(model, new, given.pop("data"), stage=bars, **given)
+    record = VerdictRecord.model_validate(dataclasses.asdict(found.verdict))
+    if as_json:
+        _print_json({"verdict": record, "held_back": found.held_back, "kept": found.verdict.kept})
+    else:
+        console = Console()
+        if found.held_back:
+            console.print("on the samples held back when the model was made")
+        show_verdict(console, record)
+    if not found.verdict.kept:
+        sys.exit(1)
+
+
+@cli.command()
+@click.argument("model")
+@click.argument("new", metavar="OUT.onnx")
+@options.data
+@options.profile_option
+@options.running
+@options.json_option
+def bench(model: str, new: str, as_json: bool, **given: Any) -> None:
+    """Latency of MODEL and OUT.onnx side by side, in turns.
+
+    \b
+    blockfold bench model.onnx small.onnx --profile batch=8
+    """
+    latency = api.bench(model, new, given.pop("data"), stage=bars, **given)
+    if as_json:
+        _print_json({"latency": latency})
+    else:
+        show_latency(Console(), latency)
+
+
+@cli.command()
+@click.option(
+    "-o",
+    "--out",
+    "target",
+    default="blockfold-demo.onnx",
+    show_default=True,
+    metavar="OUT.onnx",
+    help="File to write.",
+)
+@click.option(
+    "--max-drop",
+    metavar="SHARE",
+    callback=options.share,
+    default="2%",
+    show_default=True,
+    help="Quality that may be lost.",
+)
+@options.running
+@options.json_option
+def demo(target: str, as_json: bool, **given: Any) -> None:
+    """Run the main job on a bundled vision transformer and handwritten digits it never saw."""
+    given |= {"metric": "accuracy", "stage": bars}
+    result, written = api.optimize_to(target, bundle.MODEL, bundle.DATA, **given)
+    if not as_json:
+        Console().print(bundle.STORY, markup=False)
+    _show_optimized(result, written, as_json)
+    if not as_json:
+        Console().print(
+            bundle.NEXT.format(model=bundle.MODEL, out=target), markup=False, soft_wrap=True
+        )
+
+
+def _show_optimized(result: api.Result, written: tuple[Path, ...], as_json: bool) -> None:
+    if as_json:
+        _print_json(
+            {
+                "written": written,
+                "plan": result.plan,
+                "before": dataclasses.asdict(result.before),
+                "after": dataclasses.asdict(result.after),
+                "changes": result.optimized.changes,
+            }
+        )
+        return
+    console = Console()
+    show_result(console, result)
+    _show_written(console, written)
+
+
+def _show_written(console: Console, written: tuple[Path, ...]) -> None:
+    names = ", ".join(str(path) for path in written)
+    console.print(f"wrote {names}", markup=False, soft_wrap=True)
+
+
+def _inspection(found: api.Inspection) -> dict[str, Any]:
+    measured = {} if found.survey is None else {id(r.span): r for r in found.survey.spans}
+    spans = []
+    for span in found.spans:
+        record = dataclasses.asdict(span) | {"removed": len(span.removed)}
+        record["parameters"] = found.model.graph.parameters(span.removed)
+        redundancy = measured.get(id(span))
+        if redundancy is not None:
+            record |= {
+                "block_redundancy": redundancy.block_redundancy,
+                "cosine": redundancy.cosine,
+                "block_influence": redundancy.block_influence,
+                "affine_r2": redundancy.affine_r2,
+                "identity_error": redundancy.identity_error,
+            }
+        spans.append(record)
+    streams = [
+        {
+            "source": stream.chain.source,
+            "sink": stream.chain.sink,
+            "cuts": [cut.values for cut in stream.chain.cuts],
+            "units": [{"name": u.name, "parameters": u.parameters} for u in stream.units],
+            "blocks": [dataclasses.asdict(block) for block in stream.blocks],
+        }
+        for stream in found.anatomies
+    ]
+    refusals = [dataclasses.asdict(refusal) for refusal in found.refusals]
+    return {
+        "model_sha256": found.model.sha256,
+        "streams": streams,
+        "spans": spans,
+        "refusals": refusals,
+    }
+
+
+def _print_json(document: dict[str, Any]) -> None:
+    click.echo(json.dumps(document, indent=2, default=_plain))
+
+
+def _plain(value: Any) -> Any:
+    return value.model_dump(mode="json") if hasattr(value, "model_dump") else str(value)
+
+
+def main() -> None:
+    """Run the command line and exit with the code that says how it went."""
+    as_json = "--json" in sys.argv
+    try:
+        code = cli.main(standalone_mode=False) or 0
+    except click.exceptions.Exit as stop:
+        code = stop.exit_code
+    except click.ClickException as error:
+        code = _fail(error.format_message(), error.exit_code, as_json)
+    except BlockfoldError as error:
+        code = _fail(str(error), error.exit_code, as_json)
+    except (KeyboardInterrupt, click.Abort):
+        code = _fail("interrupted; nothing was written", INTERRUPTED, as_json)
+    except Exception as error:
+        traceback.print_exc()
+        code = _fail(
+            f"a bug in blockfold: {error!r}; please report it with the lines above", BUG, as_json
+        )
+    sys.exit(code)
+
+
+def _fail(message: str, code: int, as_json: bool) -> int:
+    line = " ".join(message.split())
+    click.echo(f"blockfold: {line}", err=True)
+    if as_json:
+        _print_json({"error": line, "exit_code": code})
+    return code

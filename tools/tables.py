@@ -1,0 +1,174 @@
+"""What a person sees: tables of blocks, of before and after, of verdicts. 80 columns are enough."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from ..passes.facts import Facts
+from ..passes.plan import LatencyRecord, VerdictRecord
+from ..passes.score import Redundancy
+from .api import Inspection, Result
+
+
+def show_inspection(console: Console, found: Inspection) -> None:
+    """Streams, their blocks, and how redundant each unit and block is."""
+    for stream in found.anatomies:
+        console.print(
+            f"stream from {stream.chain.source} to {stream.chain.sink}: "
+            f"{len(stream.blocks)} blocks, {len(stream.units)} units, "
+            f"{len(stream.chain.cuts)} cuts",
+            style="bold",
+            markup=False,
+        )
+    table = _table("span", "blocks", "params")
+    if found.survey is not None:
+        for header in ("redundancy", "cosine", "affine R2"):
+            table.add_column(header, justify="right")
+        for redundancy in found.survey.spans:
+            table.add_row(*_span_cells(found, redundancy))
+    else:
+        for span in found.spans:
+            table.add_row(
+                Text(span.name),
+                f"{span.blocks:.2f}",
+                _count(found.model.graph.parameters(span.removed)),
+            )
+    console.print(table)
+    if found.survey is not None:
+        console.print(
+            "redundancy: -E|y-x|^2, nearer 0 is more; affine R2: on held-out samples", style="dim"
+        )
+    show_refusals(console, [(r.name, r.reason) for r in found.refusals])
+
+
+def _span_cells(found: Inspection, redundancy: Redundancy) -> Sequence[str | Text]:
+    span = redundancy.span
+    return (
+        Text(span.name),
+        f"{span.blocks:.2f}",
+        _count(found.model.graph.parameters(span.removed)),
+        f"{redundancy.block_redundancy:.4g}",
+        f"{redundancy.cosine:.3f}",
+        f"{redundancy.affine_r2:.3f}",
+    )
+
+
+def show_result(console: Console, result: Result) -> None:
+    """The face of `optimize`: what was replaced, before and after, and the verdict."""
+    plan = result.plan
+    table = _table("replaced", "by", "blocks", "predicted error")
+    for decision in plan.decisions:
+        table.add_row(
+            Text(decision.name),
+            decision.surrogate,
+            f"{decision.blocks:.2f}",
+            f"{decision.predicted_error:.4f}",
+        )
+    console.print(table)
+    for decision in plan.decisions:
+        if decision.warning:
+            console.print(f"warning: {decision.name}: {decision.warning}", markup=False)
+    console.print(_before_after(result))
+    if plan.latency is not None:
+        show_latency(console, plan.latency)
+    if plan.verdict is not None:
+        show_verdict(console, plan.verdict)
+    if plan.data.random:
+        console.print("made on RANDOM data: the quality says nothing", style="bold red")
+    show_refusals(console, [(r.name, r.reason) for r in plan.refusals])
+
+
+def _before_after(result: Result) -> Table:
+    plan, before, after = result.plan, result.before, result.after
+    table = _table("", "before", "after", "change")
+    blocks = sum(len(stream.blocks) for stream in result.optimized.survey.anatomies)
+    left = blocks - sum(decision.blocks for decision in plan.decisions)
+    table.add_row("blocks", str(blocks), f"{left:.4g}", _change(blocks, left))
+    for name, old, new in _weights(before, after):
+        table.add_row(name, _count(old), _count(new), _change(old, new))
+    if plan.verdict is not None:
+        verdict = plan.verdict
+        change = f"{100 * (verdict.after - verdict.before):+.2f} points"
+        table.add_row(
+            verdict.metric, f"{100 * verdict.before:.2f} %", f"{100 * verdict.after:.2f} %", change
+        )
+    if plan.latency is not None:
+        speed = plan.latency
+        table.add_row(
+            "latency",
+            f"{speed.original_ms:.3g} ms",
+            f"{speed.new_ms:.3g} ms",
+            f"{speed.ratio:.2f}x",
+        )
+    return table
+
+
+def _weights(before: Facts, after: Facts) -> list[tuple[str, int | None, int | None]]:
+    return [
+        ("nodes", before.nodes, after.nodes),
+        ("parameters", before.parameters, after.parameters),
+        ("bytes", before.size_bytes, after.size_bytes),
+        ("FLOPs", before.flops, after.flops),
+    ]
+
+
+def show_latency(console: Console, latency: LatencyRecord) -> None:
+    console.print(
+        f"latency: {latency.ratio:.3f}x as fast ({latency.low:.3f} to {latency.high:.3f}, 10th to "
+        f"90th percentile), {latency.profile}",
+        markup=False,
+    )
+
+
+def show_verdict(console: Console, verdict: VerdictRecord) -> None:
+    """One paragraph: what was measured, the bound, and whether a promise was kept."""
+    bound = verdict.bound
+    word = "certified" if bound.certified else "estimated"
+    console.print(
+        f"{verdict.metric} on {verdict.samples} samples: {100 * verdict.before:.2f} % -> "
+        f"{100 * verdict.after:.2f} %, drop {100 * verdict.drop:.2f} points "
+        f"({verdict.worse} worse, {verdict.better} better)",
+        markup=False,
+    )
+    text = f"{word}: drop at most {100 * bound.upper:.2f} points (95 %, {bound.method})"
+    if verdict.promise is None:
+        console.print(f"{text}; nothing was promised", markup=False)
+        return
+    kept = bound.upper <= verdict.promise
+    console.print(
+        f"{text}; promised {100 * verdict.promise:.2f}: {'kept' if kept else 'BROKEN'}",
+        style="bold green" if kept else "bold red",
+        markup=False,
+    )
+    if verdict.chance_before is not None:
+        console.print(
+            f"chance to certify, judged before on the select split: {verdict.chance_before:.0%}",
+            markup=False,
+        )
+
+
+def show_refusals(console: Console, refusals: Sequence[tuple[str, str]]) -> None:
+    if not refusals:
+        return
+    console.print("not replaceable:", style="dim")
+    for name, reason in refusals:
+        console.print(f"  {name}: {reason}", style="dim", markup=False, highlight=False)
+
+
+def _table(*headers: str) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for at, header in enumerate(headers):
+        table.add_column(header, justify="left" if at == 0 else "right", overflow="fold")
+    return table
+
+
+def _count(value: int | None) -> str:
+    return "unknown" if value is None else f"{value:,}"
+
+
+def _change(old: float | None, new: float | None) -> str:
+    return "" if not old or new is None else f"{100 * (new / old - 1):+.1f} %"
