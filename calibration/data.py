@@ -7,14 +7,12 @@ are mapped only while one batch is taken, so memory does not grow with the numbe
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 import os
 import shutil
 import tempfile
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,8 +21,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..ir.errors import BadInput
-
-FAMILIES = {"b": "whole numbers", "i": "whole numbers", "u": "whole numbers", "f": "floats"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,19 +49,6 @@ class Stored:
         except (OSError, ValueError) as error:
             raise BadInput(f"{self.path}: gone or shorter while in use ({error})") from error
         return np.asarray(mapped)
-
-
-@dataclass(frozen=True, eq=False)
-class Piece:
-    """An array (rows, ...) as it arrives: `chunks()` gives its rows in order, a few at a time.
-
-    `elements` is where the same rows lie in C order for good, or None where they must be copied.
-    """
-
-    shape: tuple[int, ...]
-    dtype: np.dtype[Any]
-    chunks: Callable[[], Iterator[NDArray[Any]]]
-    elements: Stored | NDArray[Any] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,87 +122,6 @@ class Spool:
 def _remove(folder: Path, owner: int) -> None:
     if os.getpid() == owner:  # a forked worker leaves its parent's files alone
         shutil.rmtree(folder, ignore_errors=True)
-
-
-class ColumnWriter:
-    """Builds a Column piece by piece: values are checked, hashed and, unless they stay put, copied.
-
-    Without a dtype, the first piece's is kept. Labels become int64 or float64, and of one shape.
-    """
-
-    def __init__(
-        self, name: str, dtype: np.dtype[Any] | None, spool: Spool, *, labels: bool = False
-    ) -> None:
-        self.samples = 0
-        self._name, self._dtype, self._spool, self._labels = name, dtype, spool, labels
-        self._file, spool.files = f"{spool.files}.bin", spool.files + 1
-        self._runs: list[tuple[int, tuple[int, ...]]] = []  # first sample, shape of one
-        self._hash = hashlib.sha256()
-        self._elements: Stored | NDArray[Any] | None = None
-
-    def add(self, piece: Piece, where: str) -> None:
-        """Take the rows of `piece` (rows, ...); BadInput for numbers that the dtype cannot hold."""
-        here, shape = f"{where}: array {self._name!r}", piece.shape[1:]
-        family = FAMILIES.get(piece.dtype.kind)
-        if family is None:
-            raise BadInput(f"{here} holds {piece.dtype}, not numbers; convert it first")
-        dtype = self._dtype or piece.dtype.newbyteorder("=")
-        if self._labels:
-            dtype = self._dtype or np.dtype(np.float64 if family == "floats" else np.int64)
-        if family != FAMILIES[dtype.kind]:
-            raise BadInput(f"{here} holds {piece.dtype} where {dtype} is needed; convert it first")
-        before = self._runs[-1][1] if self._runs else shape
-        if len(shape) != len(before) or (self._labels and shape != before):
-            raise BadInput(f"{here} has samples of shape {shape} after {before}; make them alike")
-        self._dtype = dtype
-        if piece.shape[0] and (not self._runs or shape != before):
-            self._runs.append((self.samples, shape))
-        for chunk in piece.chunks():
-            ready = np.ascontiguousarray(_fitted(chunk, dtype, self.samples, here)).reshape(-1)
-            self._hash.update(ready.astype(dtype.newbyteorder("<"), copy=False).data)
-            if piece.elements is None:
-                self._spool.write(self._file, ready)
-            self.samples += len(chunk)
-        self._elements = piece.elements
-
-    def column(self) -> Column:
-        """All that was added; at least one sample was."""
-        assert self._dtype is not None
-        starts = np.array([first for first, _ in self._runs] + [self.samples], np.int64)
-        sizes = np.diff(starts) * [math.prod(shape) for _, shape in self._runs]
-        offsets = np.cumsum(sizes) - sizes
-        shapes = tuple(dict.fromkeys(shape for _, shape in self._runs))  # in order of appearance
-        index = {shape: at for at, shape in enumerate(shapes)}
-        kinds = np.array([index[shape] for _, shape in self._runs], np.int64)
-        elements = self._elements
-        if elements is None:
-            elements = Stored(self._spool.path(self._file), self._dtype, 0, int(sizes.sum()))
-        return Column(self._name, self._dtype, elements, starts, offsets, kinds, shapes)
-
-    def fingerprint(self) -> str:
-        """Name, dtype, shapes and bytes; how the samples were cut into pieces leaves no trace."""
-        facts = [self._name, str(self._dtype), self.samples, self._runs]
-        return json.dumps([*facts, self._hash.hexdigest()])
-
-
-def _fitted(chunk: NDArray[Any], dtype: np.dtype[Any], first: int, here: str) -> NDArray[Any]:
-    """`chunk` (rows, ...) as dtype, of the same family; `first` is the sample of its first row."""
-    if dtype.kind == "f":
-        with np.errstate(over="ignore"):
-            cast = chunk.astype(dtype, copy=False)
-        if np.isfinite(cast).all():
-            return cast
-        bad = ~np.isfinite(cast)
-        lost = "NaN or Inf" if not np.isfinite(chunk).all() else f"a value too large for {dtype}"
-        fix = "drop or repair that sample"
-    else:
-        low, high = (0, 1) if dtype.kind == "b" else (np.iinfo(dtype).min, np.iinfo(dtype).max)
-        if not chunk.size or (int(chunk.min()) >= low and int(chunk.max()) <= high):
-            return chunk.astype(dtype, copy=False)
-        bad = (chunk < low) | (chunk > high)
-        lost, fix = f"a value outside {low}..{high}", f"{dtype} is needed"
-    row = int(bad.reshape(len(bad), -1).any(axis=1).argmax())
-    raise BadInput(f"{here} holds {lost}, first in sample {first + row}; {fix}")
 
 
 class Dataset:

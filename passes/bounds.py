@@ -85,7 +85,7 @@ def paired_upper(worse: int, better: int, n: int, level: float = 0.95) -> Bound:
         max over p01 of P(T(B, C; d) <= T(worse, better; d)) > 1 - level,
 
     (B, C) ~ trinomial(n; p01 + d, p01) and T the score statistic of `paired_score_upper`; above,
-    `paired_score_upper`, which is not certified. Takes about 0.3 s at n = 800, 1 s at n = 2,000.
+    `paired_score_upper`, which is not certified. Takes about 0.5 s at n = 800, 1 to 2 s at 2,000.
     Tango (1998), Statistics in Medicine 17, 891-908; Sidik (2003), Statistics in Medicine 22,
     265-278.
 

@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from blockfold.calibration import sources
+
+from blockfold.calibration import intake
 from blockfold.calibration.data import Dataset
 from blockfold.calibration.masks import find_mask, row_weights
 from blockfold.calibration.sources import RANDOM_LENGTH, open_data, random_data
@@ -148,12 +149,12 @@ FORMS: dict[str, Callable[[Path, Arrays], object]] = {
 }
 
 
-@pytest.mark.parametrize("chunk_bytes", [sources.CHUNK_BYTES, 40])
+@pytest.mark.parametrize("chunk_bytes", [intake.CHUNK_BYTES, 40])
 @pytest.mark.parametrize("form", FORMS)
 def test_every_form_gives_the_same(
     form: str, chunk_bytes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sources, "CHUNK_BYTES", chunk_bytes)
+    monkeypatch.setattr(intake, "CHUNK_BYTES", chunk_bytes)
     whole = arrays()
     source = FORMS[form](tmp_path, whole)
     with open_data(source, INPUTS) as data:

@@ -6,10 +6,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from blockfold.calibration.splits import Splits, parse_fractions, split
-from blockfold.ir.errors import BadInput
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from blockfold.calibration.splits import Splits, parse_fractions, split
+from blockfold.ir.errors import BadInput
 
 
 def parts(splits: Splits) -> list[np.ndarray]:

@@ -13,6 +13,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
+from scipy.optimize import brentq, minimize_scalar
+from scipy.special import gammaln, xlogy
+from scipy.stats import betabinom, binomtest, bootstrap, dirichlet_multinomial, norm
+
 from blockfold.passes import bounds
 from blockfold.passes.bounds import (
     Bound,
@@ -26,10 +31,6 @@ from blockfold.passes.bounds import (
     paired_upper,
     smallest_n,
 )
-from numpy.typing import NDArray
-from scipy.optimize import brentq, minimize_scalar
-from scipy.special import gammaln, xlogy
-from scipy.stats import betabinom, binomtest, bootstrap, dirichlet_multinomial, norm
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]

@@ -1,0 +1,118 @@
+"""Calibration data in .npz and .npy files, as items of pieces; nothing pickled is ever loaded."""
+
+from __future__ import annotations
+
+import math
+import shutil
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..ir.errors import BadInput
+from .data import Stored
+from .intake import CHUNK_BYTES, Item, Piece, blaming, chunks_of
+
+UNREADABLE = "cannot be read; damaged or truncated?"
+
+
+def path_items(path: Path) -> Iterator[Item]:
+    """One item for each .npz, or one for a whole folder of .npy."""
+    with blaming(f"{path}: {UNREADABLE}"):
+        found, folder = path.exists(), path.is_dir()
+        files = sorted(path.iterdir()) if folder else [path]
+    if not found:
+        raise BadInput(f"{path}: no such file or folder; give an .npz, a folder, or module:name")
+    if path.suffix.lower() == ".npy" and not folder:
+        raise BadInput(
+            f"{path}: is a single .npy; give its folder, holding INPUT.npy for each input"
+        )
+    npy = [file for file in files if file.suffix.lower() == ".npy"]
+    npz = [file for file in files if file.suffix.lower() == ".npz"] if folder else files
+    if npy and npz:
+        raise BadInput(f"{path}: holds .npz and .npy files; leave one kind in the folder")
+    if not npy and not npz:
+        raise BadInput(f"{path}: holds no .npz and no .npy file; put the samples there")
+    if npy:
+        yield Item(str(path), {file.stem: _npy_piece(file) for file in npy})
+    for file in npz:
+        with blaming(f"{file}: {UNREADABLE}"), zipfile.ZipFile(file) as archive:
+            members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
+            pieces = {name: _npz_piece(archive, info, file) for name, info in members.items()}
+            yield Item(str(file), pieces)
+
+
+def _npy_piece(path: Path) -> Piece:
+    """A .npy file, read where it lies; one in Fortran order is copied."""
+    with blaming(f"{path}: {UNREADABLE}"), path.open("rb") as stream:
+        shape, fortran, dtype = _header(stream, path.stat().st_size, path)
+        begin = stream.tell()
+
+    def chunks() -> Iterator[NDArray[Any]]:
+        with blaming(f"{path}: {UNREADABLE}"), path.open("rb") as stream:
+            yield from _mapped(stream, begin, shape, fortran, dtype)
+
+    return Piece(
+        shape, dtype, chunks, None if fortran else Stored(path, dtype, begin, math.prod(shape))
+    )
+
+
+def _npz_piece(archive: zipfile.ZipFile, info: zipfile.ZipInfo, path: Path) -> Piece:
+    """A member of an .npz, streamed; in Fortran order, by way of a scratch file."""
+    with archive.open(info) as stream:
+        shape, fortran, dtype = _header(stream, info.file_size, f"{path}: array {info.filename!r}")
+        begin = stream.tell()
+
+    def chunks() -> Iterator[NDArray[Any]]:
+        with blaming(f"{path}: {UNREADABLE}"), archive.open(info) as stream:
+            if fortran:
+                with tempfile.TemporaryFile() as scratch:
+                    shutil.copyfileobj(stream, scratch, CHUNK_BYTES)
+                    scratch.flush()
+                    yield from _mapped(scratch, begin, shape, fortran, dtype)
+                return
+            stream.read(begin)
+            for rows in chunks_of(shape, dtype):
+                part = (min(rows.stop, shape[0]) - rows.start, *shape[1:])
+                taken = stream.read(math.prod(part) * dtype.itemsize)
+                yield np.ndarray(part, dtype, taken)
+            stream.read(1)  # at the end the checksum is compared
+
+    return Piece(shape, dtype, chunks)
+
+
+def _header(
+    stream: IO[bytes], size: int, where: object
+) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """Shape, Fortran order and dtype of a .npy of `size` bytes; leaves the stream at the data."""
+    readers = {
+        (1, 0): np.lib.format.read_array_header_1_0,
+        (2, 0): np.lib.format.read_array_header_2_0,
+    }
+    version = np.lib.format.read_magic(stream)
+    if version not in readers:
+        raise BadInput(f"{where}: is .npy version {version}, not 1.0 or 2.0; save plain numbers")
+    shape, fortran, dtype = readers[version](stream)
+    if dtype.hasobject:
+        raise BadInput(
+            f"{where}: holds pickled objects, which are never loaded; save plain numbers"
+        )
+    needed = stream.tell() + math.prod(shape) * dtype.itemsize
+    if size < needed or min(shape, default=0) < 0:
+        raise BadInput(f"{where}: is truncated, {size} of {needed} bytes; write it again")
+    return shape, fortran, dtype
+
+
+def _mapped(
+    stream: IO[bytes], begin: int, shape: tuple[int, ...], fortran: bool, dtype: np.dtype[Any]
+) -> Iterator[NDArray[Any]]:
+    """The rows of an array in a file, mapped anew for each chunk so that pages do not pile up."""
+    for rows in chunks_of(shape, dtype):
+        if math.prod(shape):
+            yield np.memmap(stream, dtype, "r", begin, shape, "F" if fortran else "C")[rows]
+        else:
+            yield np.empty(shape, dtype)[rows]
