@@ -35,6 +35,14 @@ class Scores:
     def drop(self) -> float:
         return float(self.damage.mean())
 
+    def by_group(self, groups: NDArray[np.int64]) -> Scores:
+        """Means over the samples of each group; groups (samples,)."""
+        _, members, sizes = np.unique(groups, return_inverse=True, return_counts=True)
+        before, after = (
+            np.bincount(members, weights=score) / sizes for score in (self.before, self.after)
+        )
+        return Scores(before, after, before - after)
+
 
 def default_metric(output_rank: int, has_labels: bool) -> str:
     """Accuracy with labels, else agreement for (samples, classes), else cosine."""

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from ..ir.errors import BadInput
 from .data import Dataset
 from .masks import row_weights
-from .metrics.cosine import row_cosines
+from .metrics.cosine import row_cosines, row_norms
 from .moments import Array, Centred, CoMoment, Moments
 from .runtime import Runner
 
@@ -58,9 +58,10 @@ class Statistics:
                 self._products[a, b].absorb(product)
             else:
                 self._products[a, b] = product
+        norms = {v: row_norms(rows[v]) for v in self.values}
         for pair in self.pairs:
-            cosines = row_cosines(rows[pair.x], rows[pair.y])
-            kept = weights[pair.x]
+            x, y, kept = rows[pair.x], rows[pair.y], weights[pair.x]
+            cosines = row_cosines(x, y, norms[pair.x], norms[pair.y])
             self._cosines[pair] += float(cosines.sum() if kept is None else cosines @ kept)
 
     def _keys(self) -> list[tuple[str, str]]:

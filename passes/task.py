@@ -57,8 +57,8 @@ class Task:
 
     @property
     def is_exact(self) -> bool:
-        """Whether the metric has an exact bound: every sample is right or wrong."""
-        return is_exact(self.metric, self.data.labels)
+        """Whether the metric has an exact bound: every sample is right or wrong, by itself."""
+        return self.data.groups is None and is_exact(self.metric, self.data.labels)
 
     def labels(self, samples: Samples) -> NDArray[np.generic] | None:
         return None if self.data.labels is None else self.data.labels[samples]
@@ -122,7 +122,7 @@ class Reference:
         return Path(self._folder.name) / f"{at}.npy"
 
     def score(self, model: OnnxModel) -> Scores:
-        """Scores of another model on the same samples, in ascending sample order."""
+        """Scores of another model on the same samples, ascending, or on their groups."""
         task = self._task
         runner = Runner(model, task.runtime)
         scorer = Scorer(task.metric)
@@ -132,7 +132,9 @@ class Reference:
             original = np.load(self._file(at), mmap_mode="r")
             labels, padding = task.labels(batch.samples), task.padding(batch.feeds)
             scorer.add(Outputs(original, new, labels, padding))
-        return scorer.scores()
+        scores = scorer.scores()
+        groups = task.data.groups
+        return scores if groups is None else scores.by_group(groups[np.sort(self.samples)])
 
     def __enter__(self) -> Reference:
         return self

@@ -1,6 +1,6 @@
 """Verify: what a drop of quality is bounded by, and whether that keeps the promise.
 
-The unit of every bound is the sample. Exact bounds are called certified, bootstrap ones estimated.
+The unit of every bound is the sample, or the group where the data has groups. Exact bounds are called certified, bootstrap ones estimated.
 Forecasts say before certification, from the select split, what its bound will be and how likely it
 keeps the promise.
 """
@@ -16,11 +16,12 @@ from ..calibration.quality import Scores
 from ..ir.onnx_file import OnnxModel
 from .bounds import (
     Bound,
-    bootstrap_upper,
+    bound_agreement,
+    bound_paired,
+    bound_scores,
     chance_to_certify,
     clopper_pearson_upper,
     paired_score_upper,
-    paired_upper,
     smallest_n,
 )
 from .task import Reference, Samples, Task
@@ -95,15 +96,11 @@ def counts(scores: Scores) -> tuple[int, int]:
 
 def bound(task: Task, scores: Scores) -> Bound:
     """One-sided 95 % upper limit on the mean damage."""
-    worse, better = counts(scores)
-    samples = len(scores.damage)
     if not task.is_exact:
-        upper = bootstrap_upper(scores.damage, level=LEVEL)
-        return Bound(scores.drop, upper, LEVEL, "BCa bootstrap", certified=False)
-    if task.metric == "accuracy":
-        return paired_upper(worse, better, samples, LEVEL)
-    upper = clopper_pearson_upper(worse, samples, LEVEL)
-    return Bound(scores.drop, upper, LEVEL, "Clopper-Pearson", certified=True)
+        return bound_scores(scores.damage, level=LEVEL)
+    if task.metric == "agreement":
+        return bound_agreement(scores.after > 0.5, LEVEL)
+    return bound_paired(scores.before > 0.5, scores.after > 0.5, LEVEL)
 
 
 def forecast(task: Task, scores: Scores, promise: float | None) -> Forecast:

@@ -12,11 +12,28 @@ import numpy as np
 from numpy.typing import NDArray
 
 
-def row_cosines(x: NDArray[np.floating], y: NDArray[np.floating]) -> NDArray[np.float64]:
-    """Per row of x and y, both (rows, d): their cosine, shape (rows,)."""
-    x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
-    norms = np.linalg.norm(x, axis=-1) * np.linalg.norm(y, axis=-1)
-    dots = np.einsum("...d,...d->...", x, y)
-    both_zero = ~x.any(axis=-1) & ~y.any(axis=-1)
-    safe = np.where(norms > 0, norms, 1.0)
-    return np.where(norms > 0, dots / safe, both_zero.astype(np.float64))
+Floats = NDArray[np.floating]
+
+
+def row_norms(x: Floats) -> NDArray[np.float64]:
+    """|x| of every row of x (..., d), shape (...,)."""
+    return np.asarray(np.sqrt(_dots(x, x)), np.float64)
+
+
+def row_cosines(
+    x: Floats, y: Floats, x_norms: Floats | None = None, y_norms: Floats | None = None
+) -> NDArray[np.float64]:
+    """Per row of x and y, both (..., d): their cosine, shape (...,). Norms may be given."""
+    x_norms = row_norms(x) if x_norms is None else x_norms
+    y_norms = row_norms(y) if y_norms is None else y_norms
+    norms = x_norms * y_norms
+    both_zero = (x_norms == 0) & (y_norms == 0)
+    cosines = _dots(x, y) / np.where(norms > 0, norms, 1.0)
+    return np.asarray(np.where(norms > 0, cosines, both_zero), np.float64)
+
+
+def _dots(x: Floats, y: Floats) -> Floats:
+    """x . y row by row, in float32 at least."""
+    wide = np.float64 if x.dtype == np.float64 else np.float32
+    dots: Floats = np.einsum("...d,...d->...", x, y, dtype=wide)
+    return dots
