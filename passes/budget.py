@@ -9,6 +9,7 @@ from ..ir.errors import BadInput
 from .costs import CostModel
 from .replacement import Replacement
 from .trial import Trial
+from .verify import Forecast
 
 DEFAULT_MAX_DROP = 0.01
 ENOUGH_CHANCE = 0.8
@@ -54,9 +55,10 @@ class Budget:
         """Whether something must be reached, beside quality that must be kept."""
         return not (self.speedup is self.remove is self.max_size_bytes is None)
 
-    def keeps_promise(self, trial: Trial) -> bool:
+    def keeps_promise(self, forecast: Forecast) -> bool:
+        """Whether a plan so forecast is likely enough to certify."""
         return self.max_drop is None or (
-            trial.forecast.upper <= self.max_drop and trial.forecast.chance >= ENOUGH_CHANCE
+            forecast.upper <= self.max_drop and forecast.chance >= ENOUGH_CHANCE
         )
 
     def reached(self, trial: Trial) -> bool:
@@ -73,12 +75,14 @@ class Budget:
             return sum(replacement.span.blocks for replacement in replacements) or 1e-9
         return sum(map(costs.saved_ms, replacements))
 
-    def choose(self, trials: Sequence[Trial]) -> Trial | None:
-        """The trial to go with: within the promise and the targets; None where there is none."""
-        fit = [trial for trial in trials if self.keeps_promise(trial) and self.reached(trial)]
+    def ranked(self, trials: Sequence[Trial]) -> list[Trial]:
+        """The trials within promise and targets, the one to go with first."""
+        fit = [
+            trial for trial in trials if self.keeps_promise(trial.forecast) and self.reached(trial)
+        ]
         if self.has_target:
-            return min(fit, key=lambda t: (t.forecast.upper, -t.saved_ms), default=None)
-        return max(fit, key=lambda t: (t.saved_ms, -t.forecast.upper), default=None)
+            return sorted(fit, key=lambda trial: (trial.forecast.upper, -trial.saved_ms))
+        return sorted(fit, key=lambda trial: (-trial.saved_ms, trial.forecast.upper))
 
     def __str__(self) -> str:
         parts = []

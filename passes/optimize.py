@@ -74,10 +74,12 @@ def optimize(
     require_enough_samples(task, budget.max_drop)
     survey = score(task)
     costs = costs or measure_costs(task, survey, profile)
-    trials = Search(task, survey, CostModel(survey.anatomies, costs), budget).run()
-    chosen = budget.choose(trials)
-    if chosen is None:
+    search = Search(task, survey, CostModel(survey.anatomies, costs), budget)
+    trials = search.run()
+    confirmed = search.confirm(trials)
+    if confirmed is None:
         raise NotMet(_why_nothing(task, trials, budget))
+    chosen, expected = confirmed
     replacements = tuple(
         Replacement(c.span, c.redundancy.solved_on_both(), c.replacement.predicted_error)
         if c.replacement.solution is not None
@@ -97,7 +99,7 @@ def optimize(
             ),
             "trials": tuple(map(_trial_record, trials)),
             "latency": latency,
-            "verdict": verdict_record(verdict, chosen.forecast.chance),
+            "verdict": verdict_record(verdict, expected.chance),
         }
     )
     _require_kept(plan, verdict, budget)

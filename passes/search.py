@@ -19,12 +19,14 @@ from .score import Redundancy, Survey, measure
 from .substitute import Substitute
 from .task import Reference, Task
 from .trial import Choice, Trial
-from .verify import forecast
+from .verify import Forecast, forecast
 
 SHORTLIST_PER_UNIT = 2
 LONGEST_RUN_BLOCKS = 4
 WIDTH = 3
 """How many ways to go on are measured at each step of the search."""
+CONFIRMED_AT_MOST = 8
+"""How many leading plans are measured once more on the fit split, at most."""
 
 
 def build(model: OnnxModel, replacements: Sequence[Replacement]) -> OnnxModel:
@@ -47,6 +49,23 @@ class Search:
             singles += self._measure_alone(reference, longer, "runs of blocks")
             self._combine(reference, singles)
         return self.trials
+
+    def confirm(self, trials: Sequence[Trial]) -> tuple[Trial, Forecast] | None:
+        """The first of the ranked trials that the fit split confirms, with the forecast from there.
+
+        The best of many on select is partly the luckiest. The fit split gave the maps but chose
+        nothing, so what it says of the few that lead is free of that luck.
+        """
+        ranked = self.budget.ranked(trials)[:CONFIRMED_AT_MOST]
+        if not ranked:
+            return None
+        with Reference(self.task, self.task.splits.fit, "original on fit") as reference:
+            for trial in ranked:
+                scores = reference.score(build(self.task.model, trial.replacements))
+                seen = forecast(self.task, scores, self.budget.max_drop)
+                if self.budget.keeps_promise(seen):
+                    return trial, seen
+        return None
 
     def _shortlist(self) -> list[Choice]:
         choices = [choice for r in self.survey.spans for choice in _both(r)]
@@ -137,7 +156,7 @@ class Search:
         else:
             moves = sorted(self._moves(options, current), key=lambda move: move[0])[:WIDTH]
             tried = [self._measure(reference, choices) for _, choices in moves]
-        within = [trial for trial in tried if self.budget.keeps_promise(trial)]
+        within = [trial for trial in tried if self.budget.keeps_promise(trial.forecast)]
         return min(within, key=self._price, default=None)
 
     def _moves(

@@ -1,6 +1,7 @@
 """Verify: what a drop of quality is bounded by, and whether that keeps the promise.
 
-The unit of every bound is the sample, or the group where the data has groups. Exact bounds are called certified, bootstrap ones estimated.
+The unit of every bound is the sample, or the group where the data has groups. Exact bounds are
+called certified, bootstrap ones estimated.
 Forecasts say before certification, from the select split, what its bound will be and how likely it
 keeps the promise.
 """
