@@ -35,6 +35,12 @@ class Scores:
     def drop(self) -> float:
         return float(self.damage.mean())
 
+    def joined(self, other: Scores) -> Scores:
+        """The scores of both sets of samples."""
+        before = np.concatenate([self.before, other.before])
+        after = np.concatenate([self.after, other.after])
+        return Scores(before, after, before - after)
+
     def by_group(self, groups: NDArray[np.int64]) -> Scores:
         """Means over the samples of each group; groups (samples,)."""
         _, members, sizes = np.unique(groups, return_inverse=True, return_counts=True)

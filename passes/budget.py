@@ -12,8 +12,12 @@ from .trial import Trial
 from .verify import Forecast
 
 DEFAULT_MAX_DROP = 0.01
+WORTH_CONFIRMING = 0.25
 ENOUGH_CHANCE = 0.8
-"""A plan is taken only where it will keep the promise on fresh samples this likely."""
+LEAST_CHANCE = 0.5
+"""How likely a plan must keep the promise on fresh samples: to be looked at again; to be taken
+before slower ones are looked at; to be taken at all.
+"""
 
 
 @dataclass(frozen=True)
@@ -55,11 +59,9 @@ class Budget:
         """Whether something must be reached, beside quality that must be kept."""
         return not (self.speedup is self.remove is self.max_size_bytes is None)
 
-    def keeps_promise(self, forecast: Forecast) -> bool:
-        """Whether a plan so forecast is likely enough to certify."""
-        return self.max_drop is None or (
-            forecast.upper <= self.max_drop and forecast.chance >= ENOUGH_CHANCE
-        )
+    def allows(self, forecast: Forecast, chance: float) -> bool:
+        """Whether a plan so forecast keeps the promise with at least that chance."""
+        return self.max_drop is None or forecast.chance >= chance
 
     def reached(self, trial: Trial) -> bool:
         """Whether every target is reached; speed as expected from measured costs."""
@@ -76,9 +78,11 @@ class Budget:
         return sum(map(costs.saved_ms, replacements))
 
     def ranked(self, trials: Sequence[Trial]) -> list[Trial]:
-        """The trials within promise and targets, the one to go with first."""
+        """The trials that may keep the promise and reach the targets, the one to go with first."""
         fit = [
-            trial for trial in trials if self.keeps_promise(trial.forecast) and self.reached(trial)
+            trial
+            for trial in trials
+            if self.allows(trial.forecast, WORTH_CONFIRMING) and self.reached(trial)
         ]
         if self.has_target:
             return sorted(fit, key=lambda trial: (trial.forecast.upper, -trial.saved_ms))

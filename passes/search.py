@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 
 from ..ir.onnx_file import OnnxModel
 from ..ir.spans import Span, prove
-from .budget import Budget
+from .budget import ENOUGH_CHANCE, LEAST_CHANCE, WORTH_CONFIRMING, Budget
 from .cleanup import Cleanup
 from .costs import CostModel
 from .replacement import Replacement
@@ -25,7 +25,7 @@ SHORTLIST_PER_UNIT = 2
 LONGEST_RUN_BLOCKS = 4
 WIDTH = 3
 """How many ways to go on are measured at each step of the search."""
-CONFIRMED_AT_MOST = 8
+CONFIRMED_AT_MOST = 12
 """How many leading plans are measured once more on the fit split, at most."""
 
 
@@ -51,21 +51,21 @@ class Search:
         return self.trials
 
     def confirm(self, trials: Sequence[Trial]) -> tuple[Trial, Forecast] | None:
-        """The first of the ranked trials that the fit split confirms, with the forecast from there.
+        """The first of the ranked trials that the fit split confirms, else the likeliest.
 
         The best of many on select is partly the luckiest. The fit split gave the maps but chose
-        nothing, so what it says of the few that lead is free of that luck.
+        nothing; both together see twice the samples and half the luck.
         """
-        ranked = self.budget.ranked(trials)[:CONFIRMED_AT_MOST]
-        if not ranked:
-            return None
+        found: list[tuple[Trial, Forecast]] = []
         with Reference(self.task, self.task.splits.fit, "original on fit") as reference:
-            for trial in ranked:
-                scores = reference.score(build(self.task.model, trial.replacements))
-                seen = forecast(self.task, scores, self.budget.max_drop)
-                if self.budget.keeps_promise(seen):
-                    return trial, seen
-        return None
+            for trial in self.budget.ranked(trials)[:CONFIRMED_AT_MOST]:
+                fresh = reference.score(build(self.task.model, trial.replacements))
+                both = forecast(self.task, trial.scores.joined(fresh), self.budget.max_drop)
+                found.append((trial, both))
+                if self.budget.allows(both, ENOUGH_CHANCE):
+                    return trial, both
+        likely = [pair for pair in found if self.budget.allows(pair[1], LEAST_CHANCE)]
+        return max(likely, key=lambda pair: pair[1].chance, default=None)
 
     def _shortlist(self) -> list[Choice]:
         choices = [choice for r in self.survey.spans for choice in _both(r)]
@@ -156,7 +156,7 @@ class Search:
         else:
             moves = sorted(self._moves(options, current), key=lambda move: move[0])[:WIDTH]
             tried = [self._measure(reference, choices) for _, choices in moves]
-        within = [trial for trial in tried if self.budget.keeps_promise(trial.forecast)]
+        within = [trial for trial in tried if self.budget.allows(trial.forecast, WORTH_CONFIRMING)]
         return min(within, key=self._price, default=None)
 
     def _moves(

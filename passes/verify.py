@@ -1,9 +1,8 @@
 """Verify: what a drop of quality is bounded by, and whether that keeps the promise.
 
 The unit of every bound is the sample, or the group where the data has groups. Exact bounds are
-called certified, bootstrap ones estimated.
-Forecasts say before certification, from the select split, what its bound will be and how likely it
-keeps the promise.
+called certified, bootstrap ones estimated. Forecasts say before certification, from samples seen so
+far, what its bound will be and how likely it keeps the promise.
 """
 
 from __future__ import annotations
@@ -105,9 +104,9 @@ def bound(task: Task, scores: Scores) -> Bound:
 
 
 def forecast(task: Task, scores: Scores, promise: float | None) -> Forecast:
-    """What the certify split will say, judged from scores on the select split.
+    """What the certify split will say, judged from scores on other samples.
 
-    Many plans are compared on select, so a gain seen there is taken for luck: no more samples are
+    Many plans are compared on these, so a gain seen there is taken for luck: no more samples are
     expected to get better than worse, and no mean damage below zero.
     """
     seen, fresh = len(scores.damage), len(task.splits.certify)

@@ -146,7 +146,7 @@ def show_verdict(console: Console, verdict: VerdictRecord) -> None:
     )
     if verdict.chance_before is not None:
         console.print(
-            f"chance to certify, judged before, on the fit split: {verdict.chance_before:.0%}",
+            f"chance to certify, judged before on the other samples: {verdict.chance_before:.0%}",
             markup=False,
         )
 
