@@ -24,11 +24,12 @@ RANK_TOLERANCE = 1e-10
 
 @dataclass(frozen=True)
 class Solution:
-    """y ~ x W + b. `rank` and `condition` describe Cxx; `ridge` is the lambda used."""
+    """y ~ x W + b, solved on `rows` rows with lambda = `ridge`; `rank`, `condition`: of Cxx."""
 
     W: Array
     b: Array
     ridge: float
+    rows: int
     rank: int
     condition: float
 
@@ -50,7 +51,8 @@ def solve(moments: Moments, ridges: Sequence[float] = RIDGES) -> list[Solution]:
     for ridge in ridges:
         pull = ridge * unit
         W = vectors @ ((projected + pull * vectors.T) / (values + pull)[:, None])
-        found.append(Solution(W, moments.mean_y - moments.mean_x @ W, ridge, rank, condition))
+        b = moments.mean_y - moments.mean_x @ W
+        found.append(Solution(W, b, ridge, moments.rows, rank, condition))
     return found
 
 

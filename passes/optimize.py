@@ -34,7 +34,7 @@ from .score import Survey, score
 from .search import Search
 from .task import Task
 from .trial import Trial
-from .verify import Verdict, samples_needed, verify
+from .verify import Verdict, samples_needed, shown, verify
 
 Freeze = Callable[[OnnxModel], OnnxModel]
 """Turns the rewritten model into the one frozen file that is certified."""
@@ -102,7 +102,7 @@ def optimize(
             "verdict": verdict_record(verdict, expected.chance),
         }
     )
-    _require_kept(plan, verdict, budget)
+    _require_kept(plan, verdict, budget, expected.chance)
     return Optimized(model, plan, tensors, survey, verdict, rewritten.changes)
 
 
@@ -128,7 +128,6 @@ def make_plan(
 ) -> Plan:
     """The plan before anything was measured on it, hashed."""
     splits, data = task.splits, task.data
-    rows = len(splits.fit) + len(splits.select)
     plan = Plan(
         blockfold=version("blockfold"),
         versions={name: version(name) for name in ("numpy", "onnx", "scipy")}
@@ -156,7 +155,7 @@ def make_plan(
             mask=task.mask,
             random=data.random,
         ),
-        decisions=tuple(decision_of(replacement, rows) for replacement in replacements),
+        decisions=tuple(map(decision_of, replacements)),
         refusals=tuple(RefusalRecord(name=r.name, reason=r.reason, node=r.node) for r in refusals),
         tensors_sha256=hashlib.sha256(tensors).hexdigest(),
     )
@@ -214,19 +213,22 @@ def _trial_record(trial: Trial) -> TrialRecord:
     )
 
 
-def why_not_kept(verdict: Verdict) -> str:
-    """One line for a promise that was not kept."""
+def why_not_kept(verdict: Verdict, chance: float | None = None) -> str:
+    """One line for a promise that was not kept; `chance` is what was expected of it."""
+    odds = "" if chance is None else f" (its chance was judged {100 * chance:.0f} % before)"
+    drop, upper, allowed = (
+        shown(verdict.metric, x) for x in (verdict.drop, verdict.bound.upper, verdict.promise or 0)
+    )
     return (
-        f"not certified: on {verdict.samples} samples held back {verdict.metric} fell by "
-        f"{100 * verdict.drop:.2f} points, at most {100 * verdict.bound.upper:.2f} with 95 % "
-        f"confidence, more than the {100 * (verdict.promise or 0):.2f} allowed; give more "
+        f"not certified: on {verdict.samples} samples held back {verdict.metric} fell by {drop}, "
+        f"at most {upper} with 95 % confidence, more than the {allowed} allowed{odds}; give more "
         "samples or allow more"
     )
 
 
-def _require_kept(plan: Plan, verdict: Verdict, budget: Budget) -> None:
+def _require_kept(plan: Plan, verdict: Verdict, budget: Budget, chance: float) -> None:
     if not verdict.kept:
-        raise NotMet(why_not_kept(verdict))
+        raise NotMet(why_not_kept(verdict, chance))
     if budget.speedup is not None and plan.latency and plan.latency.ratio < budget.speedup:
         raise NotMet(
             f"--speedup {budget.speedup:g} not reached: the best plan measured "
@@ -240,8 +242,9 @@ def _why_nothing(task: Task, trials: Sequence[Trial], budget: Budget) -> str:
     nearest = sorted(trials, key=lambda t: (not budget.reached(t), t.forecast.upper))[:3]
     shown = "; ".join(
         f"{', '.join(f'{r.span.name} ({r.surrogate})' for r in t.replacements)}: drop "
-        f"{100 * t.scores.drop:.2f} points, expected bound {100 * t.forecast.upper:.2f}, chance "
-        f"{100 * t.forecast.chance:.0f} %, {t.speedup:.2f}x"
+        f"{shown(task.metric, t.scores.drop)}, expected bound "
+        f"{shown(task.metric, t.forecast.upper)}, chance {t.forecast.chance:.0%}, "
+        f"{t.speedup:.2f}x"
         for t in nearest
     )
     if budget.has_target and not any(budget.reached(trial) for trial in trials):

@@ -49,7 +49,7 @@ class DataRecord(_Record):
 
 
 class Decision(_Record):
-    """One replacement. `ridge`, `rank` and `condition` describe how an affine map was solved."""
+    """One replacement. `ridge`, `rows`, `input_rank` and `condition` tell how a map was solved."""
 
     name: str
     stream: str
@@ -64,6 +64,7 @@ class Decision(_Record):
     surrogate: Literal["identity", "affine"]
     predicted_error: float
     ridge: float | None = None
+    rows: int | None = None
     input_rank: int | None = None
     condition: float | None = None
     warning: str | None = None
@@ -182,11 +183,15 @@ def tensor_bytes(tensors: Mapping[str, Array]) -> bytes:
     return save_tensors(dict(tensors))
 
 
-def decision_of(replacement: Replacement, rows: int) -> Decision:
-    """The record of a replacement whose map was solved on `rows` rows."""
+FEW_ROWS_PER_CHANNEL = 10
+
+
+def decision_of(replacement: Replacement) -> Decision:
+    """The record of a replacement."""
     span, solution = replacement.span, replacement.solution
-    width = 0 if solution is None else len(solution.b)
-    few = f"solved on {rows} rows for {width} channels: few" if rows < 10 * width else None
+    few = None
+    if solution is not None and solution.rows < FEW_ROWS_PER_CHANNEL * len(solution.b):
+        few = f"solved on {solution.rows} rows for {len(solution.b)} channels: few; give more data"
     return Decision(
         name=span.name,
         stream=span.stream,
@@ -201,6 +206,7 @@ def decision_of(replacement: Replacement, rows: int) -> Decision:
         surrogate="identity" if solution is None else "affine",
         predicted_error=replacement.predicted_error,
         ridge=None if solution is None else solution.ridge,
+        rows=None if solution is None else solution.rows,
         input_rank=None if solution is None else solution.rank,
         condition=None if solution is None else solution.condition,
         warning=few,
@@ -238,7 +244,12 @@ def replacements_of(plan: Plan, tensors: Mapping[str, Array]) -> tuple[Replaceme
                     "keep PLAN.json and its .safetensors together"
                 )
             solution = Solution(
-                W, b, decision.ridge or 0.0, decision.input_rank or 0, decision.condition or 0.0
+                W,
+                b,
+                decision.ridge or 0.0,
+                decision.rows or 0,
+                decision.input_rank or 0,
+                decision.condition or 0.0,
             )
         found.append(Replacement(span_of(decision), solution, decision.predicted_error))
     return tuple(found)

@@ -137,3 +137,8 @@ def samples_needed(task: Task, promise: float) -> int:
     if not task.is_exact:
         return 2
     return smallest_n(promise, LEVEL, paired=task.metric == "accuracy")
+
+
+def shown(metric: str, drop: float) -> str:
+    """A drop as people write it: points for shares of samples, else the number itself."""
+    return f"{100 * drop:.2f} points" if metric in ("accuracy", "agreement") else f"{drop:.4g}"

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from ..ir.blocks import Anatomy
 from ..passes.facts import Facts
 from ..passes.plan import LatencyRecord, VerdictRecord
 from ..passes.score import Redundancy
+from ..passes.verify import shown
 from .api import Inspection, Result
 
 
@@ -42,7 +44,13 @@ def show_inspection(console: Console, found: Inspection) -> None:
         console.print(
             "redundancy: -E|y-x|^2, nearer 0 is more; affine R2: on held-out samples", style="dim"
         )
-    show_refusals(console, [(r.name, r.reason) for r in found.refusals])
+    show_refusals(
+        console, [(r.name, r.reason) for r in found.refusals], _block_names(found.anatomies)
+    )
+
+
+def _block_names(streams: Sequence[Anatomy]) -> set[str]:
+    return {block.name for stream in streams for block in stream.blocks}
 
 
 def _span_cells(found: Inspection, redundancy: Redundancy) -> Sequence[str | Text]:
@@ -79,7 +87,8 @@ def show_result(console: Console, result: Result) -> None:
         show_verdict(console, plan.verdict)
     if plan.data.random:
         console.print("made on RANDOM data: the quality says nothing", style="bold red")
-    show_refusals(console, [(r.name, r.reason) for r in plan.refusals])
+    names = _block_names(result.optimized.survey.anatomies)
+    show_refusals(console, [(r.name, r.reason) for r in plan.refusals], names)
 
 
 def _before_after(result: Result) -> Table:
@@ -92,9 +101,12 @@ def _before_after(result: Result) -> Table:
         table.add_row(name, _count(old), _count(new), _change(old, new))
     if plan.verdict is not None:
         verdict = plan.verdict
-        change = f"{100 * (verdict.after - verdict.before):+.2f} points"
+        change = shown(verdict.metric, verdict.after - verdict.before)
         table.add_row(
-            verdict.metric, f"{100 * verdict.before:.2f} %", f"{100 * verdict.after:.2f} %", change
+            verdict.metric,
+            _score(verdict.metric, verdict.before),
+            _score(verdict.metric, verdict.after),
+            change,
         )
     if plan.latency is not None:
         speed = plan.latency
@@ -125,22 +137,22 @@ def show_latency(console: Console, latency: LatencyRecord) -> None:
 
 
 def show_verdict(console: Console, verdict: VerdictRecord) -> None:
-    """One paragraph: what was measured, the bound, and whether a promise was kept."""
-    bound = verdict.bound
+    """What was measured, the bound, and whether a promise was kept."""
+    bound, metric = verdict.bound, verdict.metric
     word = "certified" if bound.certified else "estimated"
     console.print(
-        f"{verdict.metric} on {verdict.samples} samples: {100 * verdict.before:.2f} % -> "
-        f"{100 * verdict.after:.2f} %, drop {100 * verdict.drop:.2f} points "
+        f"{metric} on {verdict.samples} samples: {_score(metric, verdict.before)} -> "
+        f"{_score(metric, verdict.after)}, drop {shown(metric, verdict.drop)} "
         f"({verdict.worse} worse, {verdict.better} better)",
         markup=False,
     )
-    text = f"{word}: drop at most {100 * bound.upper:.2f} points (95 %, {bound.method})"
+    text = f"{word}: drop at most {shown(metric, bound.upper)} (95 %, {bound.method})"
     if verdict.promise is None:
         console.print(f"{text}; nothing was promised", markup=False)
         return
     kept = bound.upper <= verdict.promise
     console.print(
-        f"{text}; promised {100 * verdict.promise:.2f}: {'kept' if kept else 'BROKEN'}",
+        f"{text}; promised {shown(metric, verdict.promise)}: {'kept' if kept else 'BROKEN'}",
         style="bold green" if kept else "bold red",
         markup=False,
     )
@@ -151,12 +163,22 @@ def show_verdict(console: Console, verdict: VerdictRecord) -> None:
         )
 
 
-def show_refusals(console: Console, refusals: Sequence[tuple[str, str]]) -> None:
-    if not refusals:
-        return
-    console.print("not replaceable:", style="dim")
+def show_refusals(
+    console: Console, refusals: Sequence[tuple[str, str]], blocks: Collection[str]
+) -> None:
+    """Blocks that cannot be replaced, and why; stems, poolings and heads are only counted."""
     for name, reason in refusals:
-        console.print(f"  {name}: {reason}", style="dim", markup=False, highlight=False)
+        if name in blocks:
+            text = f"not replaceable: {name}: {reason}"
+            console.print(text, style="dim", markup=False, highlight=False)
+    others = sum(name not in blocks for name, _ in refusals)
+    if others:
+        text = f"{others} units outside the blocks (stem, pooling, head) stay as they are"
+        console.print(text, style="dim", markup=False, highlight=False)
+
+
+def _score(metric: str, value: float) -> str:
+    return f"{100 * value:.2f} %" if metric in ("accuracy", "agreement") else f"{value:.4f}"
 
 
 def _table(*headers: str) -> Table:
