@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 
 from ..calibration.latency import Profile, Timing, take_turns
@@ -16,15 +16,11 @@ from .budget import Budget
 from .costs import CostModel, Costs, measure_costs
 from .pipeline import ALL_PASSES, Switches, rewrite
 from .plan import (
-    BudgetRecord,
-    CostsRecord,
     DataRecord,
     LatencyRecord,
     ModelRecord,
     Plan,
-    RefusalRecord,
     TrialRecord,
-    VerdictRecord,
     decision_of,
     tensor_bytes,
     tensors_of,
@@ -90,19 +86,18 @@ def optimize(
     plan = make_plan(task, budget, replacements, survey.refusals, tensors)
     rewritten = rewrite(task.model, replacements, provenance(plan), switches)
     model = freeze(rewritten.model)
-    verdict = verify(task, model, task.splits.certify, budget.max_drop)
+    judged = verify(task, model, task.splits.certify, budget.max_drop)
+    verdict = replace(judged, chance=expected.chance)
     latency = measure_latency(task, model, profile)
     plan = plan.model_copy(
         update={
-            "costs": CostsRecord(
-                model_ms=costs.model_ms, unit_ms=dict(costs.unit_ms), map_ms=dict(costs.map_ms)
-            ),
+            "costs": costs,
             "trials": tuple(map(_trial_record, trials)),
             "latency": latency,
-            "verdict": verdict_record(verdict, expected.chance),
+            "verdict": verdict,
         }
     )
-    _require_kept(plan, verdict, budget, expected.chance)
+    _require_kept(plan, verdict, budget)
     return Optimized(model, plan, tensors, survey, verdict, rewritten.changes)
 
 
@@ -137,7 +132,7 @@ def make_plan(
         batch=task.batch,
         metric=task.metric,
         output=task.output,
-        budget=BudgetRecord(**asdict(budget)),
+        budget=budget,
         model=ModelRecord(
             sha256=task.model.sha256,
             size_bytes=task.model.size_bytes,
@@ -156,7 +151,7 @@ def make_plan(
             random=data.random,
         ),
         decisions=tuple(map(decision_of, replacements)),
-        refusals=tuple(RefusalRecord(name=r.name, reason=r.reason, node=r.node) for r in refusals),
+        refusals=tuple(refusals),
         tensors_sha256=hashlib.sha256(tensors).hexdigest(),
     )
     return plan.model_copy(update={"sha256": plan.digest()})
@@ -198,10 +193,6 @@ def latency_record(original: Timing, new: Timing, profile: Profile) -> LatencyRe
     )
 
 
-def verdict_record(verdict: Verdict, chance: float | None = None) -> VerdictRecord:
-    return VerdictRecord.model_validate(asdict(verdict) | {"chance_before": chance})
-
-
 def _trial_record(trial: Trial) -> TrialRecord:
     return TrialRecord(
         replaced=tuple(f"{r.span.name}: {r.surrogate}" for r in trial.replacements),
@@ -213,9 +204,10 @@ def _trial_record(trial: Trial) -> TrialRecord:
     )
 
 
-def why_not_kept(verdict: Verdict, chance: float | None = None) -> str:
-    """One line for a promise that was not kept; `chance` is what was expected of it."""
-    odds = "" if chance is None else f" (its chance was judged {100 * chance:.0f} % before)"
+def why_not_kept(verdict: Verdict) -> str:
+    """One line for a promise that was not kept."""
+    chance = verdict.chance
+    odds = "" if chance is None else f" (its chance was judged {chance:.0%} before)"
     drop, upper, allowed = (
         shown(verdict.metric, x) for x in (verdict.drop, verdict.bound.upper, verdict.promise or 0)
     )
@@ -226,9 +218,9 @@ def why_not_kept(verdict: Verdict, chance: float | None = None) -> str:
     )
 
 
-def _require_kept(plan: Plan, verdict: Verdict, budget: Budget, chance: float) -> None:
+def _require_kept(plan: Plan, verdict: Verdict, budget: Budget) -> None:
     if not verdict.kept:
-        raise NotMet(why_not_kept(verdict, chance))
+        raise NotMet(why_not_kept(verdict))
     if budget.speedup is not None and plan.latency and plan.latency.ratio < budget.speedup:
         raise NotMet(
             f"--speedup {budget.speedup:g} not reached: the best plan measured "

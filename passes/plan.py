@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
@@ -21,8 +22,11 @@ from safetensors.numpy import save as save_tensors
 from ..calibration.moments import Array
 from ..calibration.solve import Solution
 from ..ir.errors import BadInput
-from ..ir.spans import Span
+from ..ir.spans import Refusal, Span
+from .budget import Budget
+from .costs import Costs
 from .replacement import Replacement
+from .verify import Verdict
 
 
 class _Record(BaseModel):
@@ -70,25 +74,6 @@ class Decision(_Record):
     warning: str | None = None
 
 
-class RefusalRecord(_Record):
-    name: str
-    reason: str
-    node: str
-
-
-class BudgetRecord(_Record):
-    max_drop: float | None
-    speedup: float | None
-    remove: float | None
-    max_size_bytes: int | None
-
-
-class CostsRecord(_Record):
-    model_ms: float
-    unit_ms: dict[str, float]
-    map_ms: dict[str, float]
-
-
 class TrialRecord(_Record):
     """A set of replacements tried on select, by name and surrogate."""
 
@@ -111,29 +96,6 @@ class LatencyRecord(_Record):
     new_ms: float
 
 
-class BoundRecord(_Record):
-    estimate: float
-    upper: float
-    level: float
-    method: str
-    certified: bool
-
-
-class VerdictRecord(_Record):
-    metric: str
-    output: str
-    samples: int
-    before: float
-    after: float
-    drop: float
-    worse: int
-    better: int
-    largest_damage: float
-    bound: BoundRecord
-    promise: float | None
-    chance_before: float | None = None
-
-
 class Plan(_Record):
     """See the module. `sha256` covers everything above it."""
 
@@ -145,17 +107,17 @@ class Plan(_Record):
     batch: int
     metric: str
     output: str
-    budget: BudgetRecord
+    budget: Budget
     model: ModelRecord
     data: DataRecord
     decisions: tuple[Decision, ...]
-    refusals: tuple[RefusalRecord, ...]
+    refusals: tuple[Refusal, ...]
     tensors_sha256: str
     sha256: str = ""
-    costs: CostsRecord | None = None
+    costs: Costs | None = None
     trials: tuple[TrialRecord, ...] = ()
     latency: LatencyRecord | None = None
-    verdict: VerdictRecord | None = None
+    verdict: Verdict | None = None
 
     def digest(self) -> str:
         """Hash of the decisions and what they rest on."""
@@ -208,9 +170,13 @@ def decision_of(replacement: Replacement) -> Decision:
         ridge=None if solution is None else solution.ridge,
         rows=None if solution is None else solution.rows,
         input_rank=None if solution is None else solution.rank,
-        condition=None if solution is None else solution.condition,
+        condition=_finite(solution.condition) if solution else None,
         warning=few,
     )
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
 
 
 def span_of(decision: Decision) -> Span:

@@ -8,7 +8,6 @@ from ..calibration.moments import Array
 from ..ir.errors import BadInput
 from ..ir.onnx_file import OnnxModel
 from .base import PassResult
-from .budget import Budget
 from .optimize import make_plan, provenance
 from .pipeline import ALL_PASSES, rewrite
 from .plan import Plan, replacements_of, span_of, tensor_bytes, tensors_of
@@ -52,5 +51,5 @@ def resolve(task: Task, plan: Plan) -> tuple[PassResult, Plan, bytes]:
             solution = found.solved_on_both()
             replacements.append(Replacement(found.span, solution, found.affine_error))
     tensors = tensor_bytes(tensors_of(replacements))
-    fresh = make_plan(task, Budget(**plan.budget.model_dump()), replacements, (), tensors)
+    fresh = make_plan(task, plan.budget, replacements, (), tensors)
     return rewrite(task.model, replacements, provenance(fresh), ALL_PASSES), fresh, tensors

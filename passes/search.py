@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from ..calibration.quality import Scores
 from ..ir.onnx_file import OnnxModel
 from ..ir.spans import Span, prove
 from .budget import ENOUGH_CHANCE, LEAST_CHANCE, WORTH_CONFIRMING, Budget
@@ -54,18 +55,25 @@ class Search:
         """The first of the ranked trials that the fit split confirms, else the likeliest.
 
         The best of many on select is partly the luckiest. The fit split gave the maps but chose
-        nothing; both together see twice the samples and half the luck.
+        nothing, so it must say so too, by itself and together with select; the worse forecast
+        counts.
         """
         found: list[tuple[Trial, Forecast]] = []
         with Reference(self.task, self.task.splits.fit, "original on fit") as reference:
             for trial in self.budget.ranked(trials)[:CONFIRMED_AT_MOST]:
                 fresh = reference.score(build(self.task.model, trial.replacements))
-                both = forecast(self.task, trial.scores.joined(fresh), self.budget.max_drop)
-                found.append((trial, both))
-                if self.budget.allows(both, ENOUGH_CHANCE):
-                    return trial, both
+                expected = min(
+                    (self._forecast(scores) for scores in (fresh, trial.scores.joined(fresh))),
+                    key=lambda forecast: forecast.chance,
+                )
+                found.append((trial, expected))
+                if self.budget.allows(expected, ENOUGH_CHANCE):
+                    return trial, expected
         likely = [pair for pair in found if self.budget.allows(pair[1], LEAST_CHANCE)]
         return max(likely, key=lambda pair: pair[1].chance, default=None)
+
+    def _forecast(self, scores: Scores) -> Forecast:
+        return forecast(self.task, scores, self.budget.max_drop)
 
     def _shortlist(self) -> list[Choice]:
         choices = [choice for r in self.survey.spans for choice in _both(r)]
@@ -90,7 +98,7 @@ class Search:
         trial = Trial(
             choices,
             scores,
-            forecast(self.task, scores, self.budget.max_drop),
+            self._forecast(scores),
             sum(map(self.costs.saved_ms, replacements)),
             self.costs.speedup(replacements),
             model.size_bytes,

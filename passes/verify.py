@@ -35,7 +35,8 @@ class Verdict:
 
     `before` and `after` are the mean scores of the original and the new model on `samples` samples,
     `worse` and `better` count samples whose score fell or rose, `largest_damage` is the worst of
-    one sample. `promise` is the drop allowed, None where nothing was promised.
+    one sample. `promise` is the drop allowed, None where nothing was promised; `chance` is how
+    likely it was judged, before, that it would be kept.
     """
 
     metric: str
@@ -49,6 +50,7 @@ class Verdict:
     largest_damage: float
     bound: Bound
     promise: float | None
+    chance: float | None = None
 
     @property
     def kept(self) -> bool:

@@ -30,7 +30,6 @@ from ..passes.optimize import (
     freeze_in_memory,
     measure_latency,
     require_enough_samples,
-    verdict_record,
     why_not_kept,
 )
 from ..passes.optimize import optimize as run_optimize
@@ -231,7 +230,7 @@ def apply(
         verdict = run_verify(task, made, task.splits.certify, promise)
     if not verdict.kept:
         raise NotMet(why_not_kept(verdict))
-    fresh = fresh.model_copy(update={"verdict": verdict_record(verdict)})
+    fresh = fresh.model_copy(update={"verdict": verdict})
     return Applied(made, fresh, solved, verdict)
 
 
@@ -347,7 +346,7 @@ def _costs(path: Path) -> Costs:
     known, _ = read_plan(path)
     if known.costs is None:
         raise BadInput(f"--costs {path}: that plan holds no measured costs")
-    return Costs(**known.costs.model_dump())
+    return known.costs
 
 
 def _sources(model: Model) -> list[Path]:

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import click
+from pydantic import BaseModel
 from rich.console import Console
 
 from ..ir.errors import BlockfoldError
-from ..passes.plan import VerdictRecord
 from . import api, options
 from .demo import bundle
 from .progress import bars
@@ -110,15 +110,15 @@ def apply(model: str, plan: str, target: str, as_json: bool, **given: Any) -> No
     applied = api.apply(model, plan, given.pop("data"), stage=bars, **given)
     written = applied.save(target)
     if as_json:
-        verdict = applied.plan.verdict if applied.verdict else None
-        _print_json({"written": written, "plan_sha256": applied.plan.sha256, "verdict": verdict})
+        sha256 = applied.plan.sha256
+        _print_json({"written": written, "plan_sha256": sha256, "verdict": applied.verdict})
         return
     console = Console()
     _show_written(console, written)
     if applied.verdict is None:
         console.print("made exactly as planned")
-    elif applied.plan.verdict is not None:
-        show_verdict(console, applied.plan.verdict)
+    else:
+        show_verdict(console, applied.verdict)
 
 
 @cli.command()
@@ -144,14 +144,15 @@ def verify(model: str, new: str, as_json: bool, **given: Any) -> None:
     blockfold verify model.onnx small.onnx --data fresh.npz --max-drop 1%
     """
     found = api.verify(model, new, given.pop("data"), stage=bars, **given)
-    record = VerdictRecord.model_validate(dataclasses.asdict(found.verdict))
     if as_json:
-        _print_json({"verdict": record, "held_back": found.held_back, "kept": found.verdict.kept})
+        _print_json(
+            {"verdict": found.verdict, "held_back": found.held_back, "kept": found.verdict.kept}
+        )
     else:
         console = Console()
         if found.held_back:
             console.print("on the samples held back when the model was made")
-        show_verdict(console, record)
+        show_verdict(console, found.verdict)
     if not found.verdict.kept:
         sys.exit(1)
 
@@ -215,8 +216,8 @@ def _show_optimized(result: api.Result, written: tuple[Path, ...], as_json: bool
             {
                 "written": written,
                 "plan": result.plan,
-                "before": dataclasses.asdict(result.before),
-                "after": dataclasses.asdict(result.after),
+                "before": result.before,
+                "after": result.after,
                 "changes": result.optimized.changes,
             }
         )
@@ -271,7 +272,11 @@ def _print_json(document: dict[str, Any]) -> None:
 
 
 def _plain(value: Any) -> Any:
-    return value.model_dump(mode="json") if hasattr(value, "model_dump") else str(value)
+    if isinstance(value, BaseModel):
+        return value.model_dump(mode="json")
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return dataclasses.asdict(value)
+    return str(value)
 
 
 def main() -> None:

@@ -10,9 +10,9 @@ from rich.text import Text
 
 from ..ir.blocks import Anatomy
 from ..passes.facts import Facts
-from ..passes.plan import LatencyRecord, VerdictRecord
+from ..passes.plan import LatencyRecord
 from ..passes.score import Redundancy
-from ..passes.verify import shown
+from ..passes.verify import Verdict, shown
 from .api import Inspection, Result
 
 
@@ -136,7 +136,7 @@ def show_latency(console: Console, latency: LatencyRecord) -> None:
     )
 
 
-def show_verdict(console: Console, verdict: VerdictRecord) -> None:
+def show_verdict(console: Console, verdict: Verdict) -> None:
     """What was measured, the bound, and whether a promise was kept."""
     bound, metric = verdict.bound, verdict.metric
     word = "certified" if bound.certified else "estimated"
@@ -156,9 +156,9 @@ def show_verdict(console: Console, verdict: VerdictRecord) -> None:
         style="bold green" if kept else "bold red",
         markup=False,
     )
-    if verdict.chance_before is not None:
+    if verdict.chance is not None:
         console.print(
-            f"chance to certify, judged before on the other samples: {verdict.chance_before:.0%}",
+            f"chance to certify, judged before on the other samples: {verdict.chance:.0%}",
             markup=False,
         )
 
