@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +25,9 @@ Feeds = Mapping[str, np.ndarray]
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 """Short names; any other execution provider goes by onnxruntime's own name."""
+
+FLAVOURS = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino", "onnxruntime-directml")
+"""Distributions that all install a package named onnxruntime."""
 
 DRIVERS = {"CUDAExecutionProvider": "libcuda.so.1" if os.name == "posix" else "nvcuda.dll"}
 """Driver libraries without which a provider cannot work, whatever the wheel offers."""
@@ -72,7 +77,7 @@ def choose_runtime(
 def load() -> Any:
     """Import onnxruntime, without the warnings it prints where it finds no GPU.
 
-    Raises BadInput where two of its flavours overwrite each other or none is installed.
+    Raises BadInput where it cannot be imported; warns where two of its flavours are installed.
     """
     try:
         with _quiet_stderr():
@@ -82,7 +87,23 @@ def load() -> Any:
             f"onnxruntime cannot be imported ({error}); install one of its flavours, for instance "
             "pip install onnxruntime-gpu"
         ) from error
+    installed = [name for name in FLAVOURS if _is_installed(name)]
+    if len(installed) > 1:
+        warnings.warn(
+            f"{' and '.join(installed)} are installed together and overwrite each other's files; "
+            "keep one",
+            RuntimeWarning,
+            stacklevel=2,
+        )
     return onnxruntime
+
+
+def _is_installed(distribution: str) -> bool:
+    try:
+        version(distribution)
+    except PackageNotFoundError:
+        return False
+    return True
 
 
 @contextlib.contextmanager
@@ -163,7 +184,7 @@ class Runner:
         found = dict(zip(self._wanted, results, strict=True))
         found.update((name, feeds[name]) for name in self._echoed)
         if self.fixed_batch is not None and rows != self.fixed_batch:
-            found = {n: a[: len(a) * rows // self.fixed_batch] for n, a in found.items()}
+            found = {name: _cut(array, rows, self.fixed_batch) for name, array in found.items()}
         return found
 
     def run_only(self, feeds: dict[str, np.ndarray]) -> None:
@@ -213,6 +234,13 @@ def _open_session(
 
 def _pad(array: np.ndarray, rows: int) -> np.ndarray:
     return np.concatenate([array, np.repeat(array[-1:], rows - len(array), axis=0)])
+
+
+def _cut(array: np.ndarray, rows: int, batch: int) -> np.ndarray:
+    """What belongs to the first rows of a batch; values without a batch axis stay whole."""
+    if array.ndim == 0 or len(array) % batch:
+        return array
+    return array[: len(array) * rows // batch]
 
 
 def _line(error: Exception) -> str:

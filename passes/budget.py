@@ -78,15 +78,24 @@ class Budget:
         return sum(map(costs.saved_ms, replacements))
 
     def ranked(self, trials: Sequence[Trial]) -> list[Trial]:
-        """The trials that may keep the promise and reach the targets, the one to go with first."""
+        """The trials that may keep the promise and reach the targets, the one to go with first.
+
+        After the first come only trials that are likelier to keep the promise than all before.
+        """
         fit = [
             trial
             for trial in trials
             if self.allows(trial.forecast, WORTH_CONFIRMING) and self.reached(trial)
         ]
         if self.has_target:
-            return sorted(fit, key=lambda trial: (trial.forecast.upper, -trial.saved_ms))
-        return sorted(fit, key=lambda trial: (-trial.saved_ms, trial.forecast.upper))
+            fit.sort(key=lambda trial: (trial.forecast.upper, -trial.saved_ms))
+        else:
+            fit.sort(key=lambda trial: (-trial.saved_ms, trial.forecast.upper))
+        front: list[Trial] = []
+        for trial in fit:
+            if not front or trial.forecast.chance > front[-1].forecast.chance:
+                front.append(trial)
+        return front
 
     def __str__(self) -> str:
         parts = []

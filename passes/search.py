@@ -26,8 +26,6 @@ SHORTLIST_PER_UNIT = 2
 LONGEST_RUN_BLOCKS = 4
 WIDTH = 3
 """How many ways to go on are measured at each step of the search."""
-CONFIRMED_AT_MOST = 12
-"""How many leading plans are measured once more on the fit split, at most."""
 
 
 def build(model: OnnxModel, replacements: Sequence[Replacement]) -> OnnxModel:
@@ -60,7 +58,7 @@ class Search:
         """
         found: list[tuple[Trial, Forecast]] = []
         with Reference(self.task, self.task.splits.fit, "original on fit") as reference:
-            for trial in self.budget.ranked(trials)[:CONFIRMED_AT_MOST]:
+            for trial in self.budget.ranked(trials):
                 fresh = reference.score(build(self.task.model, trial.replacements))
                 expected = min(
                     (self._forecast(scores) for scores in (fresh, trial.scores.joined(fresh))),

@@ -115,7 +115,13 @@ class Reference:
         size = runner.fixed_batch or task.batch
         with task.stage(stage, len(samples)) as advance:
             for at, batch in enumerate(task.data.batches(samples, size)):
-                np.save(self._file(at), runner(batch.feeds)[task.output])
+                output = runner(batch.feeds)[task.output]
+                if output.shape[:1] != (len(batch.samples),):
+                    raise BadInput(
+                        f"output {task.output!r} of shape {output.shape} has no axis of samples; "
+                        "choose another with --output"
+                    )
+                np.save(self._file(at), output)
                 advance(len(batch.samples))
 
     def _file(self, at: int) -> Path:

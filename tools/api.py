@@ -108,12 +108,17 @@ class Inspection:
 
 @dataclass(frozen=True, eq=False)
 class Applied:
-    """A plan's model made again. `plan` is new, and `verdict` there, where data was given."""
+    """A plan's model made again. `plan` is new, and `verdict` there, where it was solved anew.
+
+    `reused`: the data is that of the plan, so the samples held back have been looked at before and
+    the bound's level is void.
+    """
 
     model: OnnxModel
     plan: Plan
     tensors: bytes
     verdict: Verdict | None
+    reused: bool = False
 
     def save(self, path: str | os.PathLike[str]) -> tuple[Path, ...]:
         """Write model, plan and tensors; all of them or none. Returns their paths."""
@@ -206,7 +211,8 @@ def apply(
 ) -> Applied:
     """Make the model of a plan again, byte for byte.
 
-    An edited plan is solved again, which needs data; the result is certified only with max_drop.
+    An edited plan is solved again, which needs data, split as the plan says; the result is
+    certified only with max_drop.
     Raises NotMet where that promise is not kept.
     """
     options = _settings(settings)
@@ -221,17 +227,18 @@ def apply(
         raise BadInput(f"{path}: an edited plan must be solved again: give --data")
     promise = Budget.of(max_drop).max_drop if max_drop is not None else None
     chosen = replace(
-        options, metric=options.metric or known.metric, output=options.output or known.output
+        _as_planned(options, known), seed=known.data.seed, fractions=known.data.fractions
     )
     with _task(read_in, data, chosen) as task:
         require_enough_samples(task, promise)
         rewritten, fresh, solved = resolve(task, known)
         made = freeze_in_memory(rewritten.model)
         verdict = run_verify(task, made, task.splits.certify, promise)
+        reused = task.data.digest == known.data.sha256
     if not verdict.kept:
         raise NotMet(why_not_kept(verdict))
     fresh = fresh.model_copy(update={"verdict": verdict})
-    return Applied(made, fresh, solved, verdict)
+    return Applied(made, fresh, solved, verdict, reused)
 
 
 def verify(
@@ -252,9 +259,7 @@ def verify(
     before, after = read_model(original), read_model(new)
     known = _plan_beside(new, plan)
     if known is not None:
-        options = replace(
-            options, metric=options.metric or known.metric, output=options.output or known.output
-        )
+        options = _as_planned(options, known)
     promise = Budget.of(max_drop).max_drop if max_drop is not None else None
     if before.graph.inputs != after.graph.inputs or before.graph.outputs != after.graph.outputs:
         raise BadInput("the two models have different inputs or outputs and cannot be compared")
@@ -289,6 +294,16 @@ def bench(original: Model, new: Model, data: object = None, **settings: Any) -> 
         splits = Splits(none, none, none, 0, (0.0, 0.0, 1.0))
         task = _make_task(before, opened, splits, replace(options, metric="nmse", output=None))
         return measure_latency(task, after, _profile(task, options))
+
+
+def _as_planned(options: Settings, plan: Plan) -> Settings:
+    """The settings, with what they leave open as the plan has it."""
+    return replace(
+        options,
+        metric=options.metric or plan.metric,
+        output=options.output or plan.output,
+        mask=options.mask or plan.data.mask,
+    )
 
 
 def read_model(model: Model) -> OnnxModel:

@@ -10,6 +10,7 @@ import dataclasses
 import json
 import sys
 import traceback
+import warnings
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -111,7 +112,8 @@ def apply(model: str, plan: str, target: str, as_json: bool, **given: Any) -> No
     written = applied.save(target)
     if as_json:
         sha256 = applied.plan.sha256
-        _print_json({"written": written, "plan_sha256": sha256, "verdict": applied.verdict})
+        document = {"written": written, "plan_sha256": sha256, "verdict": applied.verdict}
+        _print_json(document | {"level_is_void": applied.reused})
         return
     console = Console()
     _show_written(console, written)
@@ -119,6 +121,8 @@ def apply(model: str, plan: str, target: str, as_json: bool, **given: Any) -> No
         console.print("made exactly as planned")
     else:
         show_verdict(console, applied.verdict)
+        if applied.reused:
+            console.print("these samples have judged another plan before: the level is void")
 
 
 @cli.command()
@@ -282,6 +286,7 @@ def _plain(value: Any) -> Any:
 def main() -> None:
     """Run the command line and exit with the code that says how it went."""
     as_json = "--json" in sys.argv
+    warnings.showwarning = _warn
     try:
         code = cli.main(standalone_mode=False) or 0
     except click.exceptions.Exit as stop:
@@ -298,6 +303,11 @@ def main() -> None:
             f"a bug in blockfold: {error!r}; please report it with the lines above", BUG, as_json
         )
     sys.exit(code)
+
+
+def _warn(message: Warning | str, *_where: object, **_more: object) -> None:
+    """In place of warnings.showwarning: one line, no place in the code."""
+    click.echo(f"blockfold: warning: {message}", err=True)
 
 
 def _fail(message: str, code: int, as_json: bool) -> int:
