@@ -17,16 +17,13 @@ from ..calibration.latency import Profile, profile_from_data
 from ..calibration.runtime import Runtime, choose_runtime, fixed_batch
 from ..calibration.sources import open_data, random_data
 from ..calibration.splits import DEFAULT, Fractions, Splits, split
-from ..ir.blocks import Anatomy
 from ..ir.errors import BadInput, NotMet
-from ..ir.onnx_file import OnnxModel, read, staged, write, write_bytes
-from ..ir.spans import Refusal, Span
+from ..ir.onnx_file import OnnxModel, read, staged, write
 from ..passes.budget import Budget
 from ..passes.costs import Costs
 from ..passes.facts import Facts
 from ..passes.optimize import (
     Freeze,
-    Optimized,
     freeze_in_memory,
     measure_latency,
     require_enough_samples,
@@ -36,10 +33,10 @@ from ..passes.optimize import optimize as run_optimize
 from ..passes.pipeline import Switches
 from ..passes.plan import LatencyRecord, Plan, read_plan, tensors_path
 from ..passes.replay import replay, require_parent, resolve
-from ..passes.score import Survey, anatomies, offered, score
+from ..passes.score import anatomies, offered, score
 from ..passes.task import Stage, Task, make_task, silent
-from ..passes.verify import Verdict
 from ..passes.verify import verify as run_verify
+from .results import Applied, Inspection, Result, Verified, plan_path, write_plan
 
 Model = str | os.PathLike[str] | onnx.ModelProto | OnnxModel
 
@@ -68,69 +65,6 @@ class Settings:
 
     def runtime(self) -> Runtime:
         return choose_runtime(self.provider, self.threads, self.provider_options, self.custom_ops)
-
-
-@dataclass(frozen=True, eq=False)
-class Result:
-    """An optimized model: `model` (onnx.ModelProto), `plan`, `verdict`, and facts of both."""
-
-    optimized: Optimized
-    before: Facts
-    after: Facts
-
-    @property
-    def model(self) -> onnx.ModelProto:
-        return self.optimized.model.proto
-
-    @property
-    def plan(self) -> Plan:
-        return self.optimized.plan
-
-    @property
-    def verdict(self) -> Verdict:
-        return self.optimized.verdict
-
-    def save(self, path: str | os.PathLike[str]) -> tuple[Path, ...]:
-        """Write model, plan and tensors; all of them or none. Returns their paths."""
-        return _save(self.optimized.model, self.plan, self.optimized.tensors, Path(path))
-
-
-@dataclass(frozen=True, eq=False)
-class Inspection:
-    """What a model is made of; `survey` and `profile` where there was data."""
-
-    model: OnnxModel
-    anatomies: tuple[Anatomy, ...]
-    spans: tuple[Span, ...]
-    refusals: tuple[Refusal, ...]
-    survey: Survey | None
-
-
-@dataclass(frozen=True, eq=False)
-class Applied:
-    """A plan's model made again. `plan` is new, and `verdict` there, where it was solved anew.
-
-    `reused`: the data is that of the plan, so the samples held back have been looked at before and
-    the bound's level is void.
-    """
-
-    model: OnnxModel
-    plan: Plan
-    tensors: bytes
-    verdict: Verdict | None
-    reused: bool = False
-
-    def save(self, path: str | os.PathLike[str]) -> tuple[Path, ...]:
-        """Write model, plan and tensors; all of them or none. Returns their paths."""
-        return _save(self.model, self.plan, self.tensors, Path(path))
-
-
-@dataclass(frozen=True)
-class Verified:
-    """A verdict on two models; `held_back` where only rows the new model was not made on count."""
-
-    verdict: Verdict
-    held_back: bool
 
 
 def optimize(
@@ -182,7 +116,7 @@ def optimize_to(
         result = optimize(
             parent, data, freeze=lambda made: _freeze(made, folder / target.name), **options
         )
-        _write_plan(result.plan, result.optimized.tensors, folder / target.name)
+        write_plan(result.plan, result.optimized.tensors, folder / target.name)
         names = sorted(file.name for file in folder.iterdir())
     return result, tuple(target.parent / name for name in names)
 
@@ -371,25 +305,6 @@ def _sources(model: Model) -> list[Path]:
 def _freeze(model: OnnxModel, path: Path) -> OnnxModel:
     write(model, path)
     return read(path)
-
-
-def plan_path(model: Path) -> Path:
-    """Where the plan of a written model lies: OUT.onnx -> OUT.plan.json."""
-    return model.with_suffix(".plan.json")
-
-
-def _write_plan(plan: Plan, tensors: bytes, model: Path) -> None:
-    path = plan_path(model)
-    write_bytes(path, plan.model_dump_json(indent=2).encode() + b"\n")
-    write_bytes(tensors_path(path), tensors)
-
-
-def _save(model: OnnxModel, plan: Plan, tensors: bytes, target: Path) -> tuple[Path, ...]:
-    with staged(target) as folder:
-        write(model, folder / target.name)
-        _write_plan(plan, tensors, folder / target.name)
-        names = sorted(file.name for file in folder.iterdir())
-    return tuple(target.parent / name for name in names)
 
 
 def _plan_beside(new: Model, given: str | os.PathLike[str] | None) -> Plan | None:

@@ -23,6 +23,7 @@ from ..ir.errors import BlockfoldError
 from . import api, options
 from .demo import bundle
 from .progress import bars
+from .results import Inspection, Result
 from .tables import show_inspection, show_latency, show_result, show_verdict
 
 BUG = 4
@@ -214,7 +215,7 @@ def demo(target: str, as_json: bool, **given: Any) -> None:
         )
 
 
-def _show_optimized(result: api.Result, written: tuple[Path, ...], as_json: bool) -> None:
+def _show_optimized(result: Result, written: tuple[Path, ...], as_json: bool) -> None:
     if as_json:
         _print_json(
             {
@@ -236,7 +237,7 @@ def _show_written(console: Console, written: tuple[Path, ...]) -> None:
     console.print(f"wrote {names}", markup=False, soft_wrap=True)
 
 
-def _inspection(found: api.Inspection) -> dict[str, Any]:
+def _inspection(found: Inspection) -> dict[str, Any]:
     measured = {} if found.survey is None else {id(r.span): r for r in found.survey.spans}
     spans = []
     for span in found.spans:

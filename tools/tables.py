@@ -13,7 +13,7 @@ from ..passes.facts import Facts
 from ..passes.plan import LatencyRecord
 from ..passes.score import Redundancy
 from ..passes.verify import Verdict, shown
-from .api import Inspection, Result
+from .results import Inspection, Result
 
 
 def show_inspection(console: Console, found: Inspection) -> None:

@@ -1,0 +1,100 @@
+"""What the main jobs hand back, and how it is written to disk."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx
+
+from ..ir.blocks import Anatomy
+from ..ir.onnx_file import OnnxModel, staged, write, write_bytes
+from ..ir.spans import Refusal, Span
+from ..passes.facts import Facts
+from ..passes.optimize import Optimized
+from ..passes.plan import Plan, tensors_path
+from ..passes.score import Survey
+from ..passes.verify import Verdict
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """An optimized model: `model` (onnx.ModelProto), `plan`, `verdict`, and facts of both."""
+
+    optimized: Optimized
+    before: Facts
+    after: Facts
+
+    @property
+    def model(self) -> onnx.ModelProto:
+        return self.optimized.model.proto
+
+    @property
+    def plan(self) -> Plan:
+        return self.optimized.plan
+
+    @property
+    def verdict(self) -> Verdict:
+        return self.optimized.verdict
+
+    def save(self, path: str | os.PathLike[str]) -> tuple[Path, ...]:
+        """Write model, plan and tensors; all of them or none. Returns their paths."""
+        return save(self.optimized.model, self.plan, self.optimized.tensors, Path(path))
+
+
+@dataclass(frozen=True, eq=False)
+class Inspection:
+    """What a model is made of; `survey` and `profile` where there was data."""
+
+    model: OnnxModel
+    anatomies: tuple[Anatomy, ...]
+    spans: tuple[Span, ...]
+    refusals: tuple[Refusal, ...]
+    survey: Survey | None
+
+
+@dataclass(frozen=True, eq=False)
+class Applied:
+    """A plan's model made again. `plan` is new, and `verdict` there, where it was solved anew.
+
+    `reused`: the data is that of the plan, so the samples held back have been looked at before and
+    the bound's level is void.
+    """
+
+    model: OnnxModel
+    plan: Plan
+    tensors: bytes
+    verdict: Verdict | None
+    reused: bool = False
+
+    def save(self, path: str | os.PathLike[str]) -> tuple[Path, ...]:
+        """Write model, plan and tensors; all of them or none. Returns their paths."""
+        return save(self.model, self.plan, self.tensors, Path(path))
+
+
+@dataclass(frozen=True)
+class Verified:
+    """A verdict on two models; `held_back` where only rows the new model was not made on count."""
+
+    verdict: Verdict
+    held_back: bool
+
+
+def plan_path(model: Path) -> Path:
+    """Where the plan of a written model lies: OUT.onnx -> OUT.plan.json."""
+    return model.with_suffix(".plan.json")
+
+
+def write_plan(plan: Plan, tensors: bytes, model: Path) -> None:
+    path = plan_path(model)
+    write_bytes(path, plan.model_dump_json(indent=2).encode() + b"\n")
+    write_bytes(tensors_path(path), tensors)
+
+
+def save(model: OnnxModel, plan: Plan, tensors: bytes, target: Path) -> tuple[Path, ...]:
+    with staged(target) as folder:
+        write(model, folder / target.name)
+        write_plan(plan, tensors, folder / target.name)
+        names = sorted(file.name for file in folder.iterdir())
+    return tuple(target.parent / name for name in names)
