@@ -1,0 +1,116 @@
+"""Budgets: what is refused, which trial is taken, and what counts as reached."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from blockfold.calibration.quality import Scores
+from blockfold.ir.errors import BadInput
+from blockfold.ir.spans import Span
+from blockfold.passes.budget import DEFAULT_MAX_DROP, WORTH_CONFIRMING, Budget
+from blockfold.passes.trial import Trial
+from blockfold.passes.verify import Forecast
+
+NONE = np.zeros(1)
+
+
+def trial(
+    *,
+    upper: float = 0.0,
+    chance: float = 1.0,
+    saved: float = 1.0,
+    speedup: float = 1.0,
+    size: int = 100,
+) -> Trial:
+    return Trial((), Scores(NONE, NONE, NONE), Forecast(upper, chance), saved, speedup, size)
+
+
+@pytest.mark.parametrize(
+    ("wish", "said"),
+    [
+        ({"max_drop": 1.0}, "--max-drop 1: not between 0 and 1; write 1% or 0.01"),
+        ({"max_drop": 0.0}, "--max-drop 0"),
+        ({"max_drop": -0.1}, "--max-drop -0.1"),
+        ({"max_drop": float("nan")}, "--max-drop nan"),
+        ({"speedup": 1.0}, "--speedup 1: must be above 1"),
+        ({"speedup": float("nan")}, "--speedup nan"),
+        ({"remove": 0}, "--remove 0: must be a positive number of blocks"),
+        ({"remove": float("nan")}, "--remove nan"),
+        ({"max_size_bytes": 0}, "--max-size 0: must be a positive number of bytes"),
+    ],
+)
+def test_impossible_wishes_are_refused(wish: dict[str, Any], said: str) -> None:
+    with pytest.raises(BadInput) as caught:
+        Budget.of(**wish)
+    assert str(caught.value).startswith(said)
+
+
+def test_without_a_wish_one_point_may_be_lost() -> None:
+    assert Budget.of() == Budget(max_drop=DEFAULT_MAX_DROP)
+    assert not Budget.of().has_target
+    assert Budget.of(remove=1).max_drop is None
+    assert Budget.of(remove=1).has_target
+
+
+def test_a_promise_asks_for_a_chance() -> None:
+    budget = Budget.of(max_drop=0.05)
+    assert budget.allows(Forecast(0.04, 0.6), 0.6)
+    assert not budget.allows(Forecast(0.04, 0.59), 0.6)
+    assert Budget.of(speedup=2).allows(Forecast(1.0, 0.0), 0.6)
+
+
+def test_a_promise_alone_takes_the_fastest_that_may_keep_it() -> None:
+    fast, gentler = (trial(saved=2, upper=upper, chance=0.5) for upper in (0.04, 0.01))
+    unlikely = trial(saved=9, chance=WORTH_CONFIRMING - 0.01)
+    slow = trial(saved=1, chance=0.6)
+    budget = Budget.of(max_drop=0.05)
+    assert budget.ranked([slow, fast, unlikely, gentler]) == [gentler, slow]
+    assert budget.ranked([unlikely]) == []
+    assert budget.ranked([trial(chance=WORTH_CONFIRMING)])
+
+
+def test_slower_trials_stay_only_where_they_are_likelier() -> None:
+    ladder = [trial(saved=5 - at, chance=chance) for at, chance in enumerate((0.4, 0.4, 0.7, 0.5))]
+    assert Budget.of(max_drop=0.05).ranked(ladder[::-1]) == [ladder[0], ladder[2]]
+
+
+def test_a_target_alone_takes_the_least_damage_that_reaches_it() -> None:
+    gentle, harsh = trial(speedup=1.5, upper=0.1), trial(speedup=3, upper=0.2)
+    short, faster = trial(speedup=1.2, upper=0.0), trial(speedup=1.6, upper=0.1, saved=2)
+    assert Budget.of(speedup=1.5).ranked([harsh, short, gentle, faster])[0] == faster
+    assert Budget.of(speedup=1.5).ranked([harsh, short])[0] == harsh
+    assert Budget.of(speedup=1.5).ranked([short]) == []
+
+
+def test_all_wishes_bind() -> None:
+    budget = Budget.of(max_drop=0.05, speedup=2, max_size_bytes=100)
+    good = trial(speedup=2, size=100, upper=0.05)
+    others = [
+        trial(speedup=1.9, size=100),
+        trial(speedup=2, size=101),
+        trial(speedup=2, size=100, chance=0.1),
+    ]
+    assert budget.ranked([*others, good]) == [good]
+
+
+class _Choice:
+    """As much of a Choice as counts blocks."""
+
+    def __init__(self, blocks: float) -> None:
+        self.span = Span("x", 0, 1, "x", "y", -1, 3, "float32", "b", blocks, frozenset(), ())
+
+
+@pytest.mark.parametrize(("blocks", "reached"), [(0.9, False), (1.0, True), (1.1, True)])
+def test_removed_blocks_are_summed(blocks: float, reached: bool) -> None:
+    shares: Any = tuple(_Choice(blocks / 3) for _ in range(3))
+    made = Trial(shares, Scores(NONE, NONE, NONE), Forecast(0, 1), 1.0, 1.0, 1)
+    assert Budget.of(remove=1).reached(made) is reached
+
+
+def test_a_budget_prints_as_it_is_typed() -> None:
+    assert str(Budget.of(max_drop=0.01)) == "--max-drop 0.01"
+    full = Budget.of(0.05, 1.5, 2, 1000)
+    assert str(full) == "--max-drop 0.05 --speedup 1.5 --remove 2 --max-size 1000"

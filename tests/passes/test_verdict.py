@@ -1,0 +1,189 @@
+"""Verdicts and forecasts: what is compared, what is promised, and that luck is not expected."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import onnx
+import pytest
+
+from blockfold.calibration.quality import Scores
+from blockfold.calibration.runtime import Runtime
+from blockfold.calibration.sources import open_data
+from blockfold.calibration.splits import split
+from blockfold.ir.errors import BadInput, Unsupported
+from blockfold.ir.onnx_file import read
+from blockfold.passes.optimize import require_enough_samples
+from blockfold.passes.task import Task, make_task
+from blockfold.passes.verify import Forecast, forecast, judge, samples_needed, verify
+from blockfold.tests.networks import FLOAT, Arrays, Net, labelled, residual_mlp, samples
+
+MODEL = residual_mlp(2, d=4)
+
+
+@contextmanager
+def task_of(
+    data: Arrays,
+    model: onnx.ModelProto = MODEL,
+    metric: str | None = None,
+    output: str | None = None,
+    fractions: tuple[float, float, float] = (0.25, 0.25, 0.5),
+) -> Iterator[Task]:
+    source = read(model)
+    with open_data(data, source.inputs) as opened:
+        splits = split(opened.samples, fractions=fractions)
+        runtime = Runtime(threads=1)
+        yield make_task(source, opened, splits, runtime, metric=metric, output=output)
+
+
+def scores(worse: int, better: int, rest: int) -> Scores:
+    before = np.repeat([1.0, 0.0, 1.0], [worse, better, rest])
+    after = np.repeat([0.0, 1.0, 1.0], [worse, better, rest])
+    return Scores(before, after, before - after)
+
+
+def test_a_model_loses_nothing_against_itself() -> None:
+    data = labelled(MODEL, 240)
+    with task_of(data) as task:
+        verdict = verify(task, task.model, task.splits.certify, 0.05)
+    assert (verdict.metric, verdict.output, verdict.samples) == ("accuracy", "logits", 120)
+    assert (verdict.before, verdict.after, verdict.drop) == (1.0, 1.0, 0.0)
+    assert (verdict.worse, verdict.better, verdict.largest_damage) == (0, 0, 0.0)
+    assert verdict.kept
+    assert verdict.bound.certified
+    assert 0 < verdict.bound.upper <= 0.05
+
+
+def test_another_model_is_found_out() -> None:
+    other = residual_mlp(2, d=4, seed=3)
+    with task_of(labelled(MODEL, 240)) as task:
+        verdict = verify(task, read(other), task.splits.certify, 0.05)
+    assert verdict.before == 1.0
+    assert verdict.drop > 0.3
+    assert verdict.worse == round(verdict.drop * verdict.samples)
+    assert not verdict.kept
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "agreement"])
+def test_a_promise_is_kept_by_its_bound_and_not_by_the_drop(metric: str) -> None:
+    with task_of(labelled(MODEL, 60), metric=metric) as task:
+        seen = scores(1, 0, 99)
+        assert judge(task, seen, 0.2).kept
+        broken = judge(task, seen, 0.011)
+        assert broken.drop == pytest.approx(0.01)
+        assert broken.bound.upper > 0.011
+        assert not broken.kept
+        assert judge(task, seen, None).kept
+
+
+def test_counts_of_worse_and_better_samples() -> None:
+    with task_of(labelled(MODEL, 60)) as task:
+        verdict = judge(task, scores(3, 2, 95), None)
+    assert (verdict.worse, verdict.better) == (3, 2)
+    assert verdict.drop == pytest.approx(0.01)
+    assert verdict.largest_damage == 1.0
+
+
+@pytest.mark.parametrize("metric", ["cosine", "nmse"])
+def test_other_metrics_are_estimated(metric: str) -> None:
+    with task_of(samples(MODEL, 60), metric=metric) as task:
+        damage = np.linspace(0, 0.1, 50)
+        verdict = judge(task, Scores(np.ones(50), 1 - damage, damage), 0.06)
+        assert not verdict.bound.certified
+        assert verdict.drop == pytest.approx(0.05)
+        assert 0.05 < verdict.bound.upper < 0.07
+
+
+def test_a_forecast_takes_a_gain_for_luck() -> None:
+    """More better than worse samples on select promise no better than as many of both."""
+    with task_of(labelled(MODEL, 240)) as task:
+        lucky, even = (forecast(task, scores(2, better, 58 - better), 0.2) for better in (20, 2))
+        assert lucky == even
+        assert lucky.upper > 0
+        worse = forecast(task, scores(6, 2, 52), 0.2)
+    assert worse.upper > even.upper
+    assert worse.chance < even.chance
+
+
+def test_a_forecast_of_no_damage_is_the_bound_of_no_damage() -> None:
+    with task_of(labelled(MODEL, 240)) as task:
+        seen = forecast(task, scores(0, 0, 60), 0.05)
+        kept = judge(task, scores(0, 0, 120), 0.05)
+    assert seen.upper == pytest.approx(kept.bound.upper, abs=0.005)
+    assert 0.8 < seen.chance <= 1
+
+
+def test_a_mean_below_zero_is_luck_too() -> None:
+    with task_of(samples(MODEL, 240), metric="nmse") as task:
+        up, down = (np.linspace(-1, 1, 60) + shift for shift in (0.0, -0.5))
+        even, lucky = (
+            forecast(task, Scores(np.zeros(60), -damage, damage), 0.3) for damage in (up, down)
+        )
+    assert lucky.upper == pytest.approx(even.upper)
+    assert 0 < even.upper < 0.3
+    assert 0.5 < even.chance < 1
+
+
+def test_without_a_promise_nothing_can_be_broken() -> None:
+    with task_of(labelled(MODEL, 60)) as task:
+        assert forecast(task, scores(30, 0, 30), None).chance == 1.0
+    with task_of(samples(MODEL, 60), metric="cosine") as task:
+        assert forecast(task, scores(30, 0, 30), None).chance == 1.0
+        flat = Scores(np.zeros(9), np.zeros(9), np.zeros(9))
+        assert forecast(task, flat, 0.01) == Forecast(0.0, 1.0)
+
+
+@pytest.mark.parametrize("promise", [0.02, 0.05, 0.11])
+@pytest.mark.parametrize(
+    "fractions", [(0.25, 0.25, 0.5), (0.3, 0.3, 0.4), (0.34, 0.33, 0.33), (0.1, 0.2, 0.7)]
+)
+def test_the_number_of_samples_that_a_refusal_states_is_enough(
+    promise: float, fractions: tuple[float, float, float]
+) -> None:
+    data = samples(MODEL, 24)
+    with task_of(data, metric="agreement", fractions=fractions) as task:
+        needed = samples_needed(task, promise)
+        with pytest.raises(BadInput, match=f"needs at least {needed} samples to certify") as caught:
+            require_enough_samples(task, promise)
+        stated = int(str(caught.value).split("give at least ")[1].split()[0])
+    held = len(split(stated, fractions=fractions).certify)
+    assert held >= needed
+    assert len(split(stated - 4, fractions=fractions).certify) < needed
+    assert "allow more" in str(caught.value)
+
+
+def test_defaults_fit_the_model_and_the_data() -> None:
+    with task_of(labelled(MODEL, 12)) as task:
+        assert (task.metric, task.output, task.mask) == ("accuracy", "logits", None)
+    with task_of(samples(MODEL, 12)) as task:
+        assert task.metric == "agreement"
+
+
+@pytest.mark.parametrize(
+    ("metric", "output", "said"),
+    [
+        ("accuracy", None, "--metric accuracy needs labels"),
+        ("beauty", None, "--metric beauty: unknown; it is one of accuracy, agreement"),
+        (None, "pooled", "--output pooled: no such floating output; there is logits"),
+    ],
+)
+def test_what_does_not_fit_is_refused(metric: str | None, output: str | None, said: str) -> None:
+    with (
+        pytest.raises(BadInput, match=said),
+        task_of(samples(MODEL, 12), metric=metric, output=output),
+    ):
+        pytest.fail("the task was made")
+
+
+def test_a_model_without_a_floating_output_is_unsupported() -> None:
+    net = Net()
+    net.node("ArgMax", "x", out="best", axis=1, keepdims=0)
+    ends = {"x": (FLOAT, ("batch", 4))}, {"best": (onnx.TensorProto.INT64, ("batch",))}
+    model = net.model(*ends)
+    with (
+        pytest.raises(Unsupported, match="no floating output"),
+        task_of(samples(model, 12), model),
+    ):
+        pytest.fail("the task was made")

@@ -1,0 +1,47 @@
+"""Fixtures of the tests of the tools; what they are made of is in harness.py."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from blockfold.tests.tools.harness import CommandLine, Files, hurry, write_files
+from blockfold.tools import api
+
+
+@pytest.fixture(autouse=True)
+def temporary(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Path]:
+    """Temporary files go to a folder of their own, which must be empty in the end."""
+    folder = tmp_path_factory.mktemp("temporary")
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    monkeypatch.setenv("TMPDIR", str(folder))
+    yield folder
+    assert not list(folder.iterdir())
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> CommandLine:
+    hurry(monkeypatch)
+    monkeypatch.setenv("COLUMNS", "80")
+    return CommandLine(monkeypatch, capfd)
+
+
+@pytest.fixture(scope="session")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
+    """The tiny network and its data. Not to be written to."""
+    return write_files(tmp_path_factory.mktemp("given"))
+
+
+@pytest.fixture(scope="session")
+def small(files: Files, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """small.onnx, made of the tiny network, beside its plan. Not to be written to."""
+    target = tmp_path_factory.mktemp("made") / "small.onnx"
+    with pytest.MonkeyPatch.context() as patch:
+        hurry(patch)
+        api.optimize_to(target, files.model, files.data, max_drop=0.05, threads=1, provider="cpu")
+    return target
