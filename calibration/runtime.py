@@ -77,8 +77,10 @@ def choose_runtime(
 def load() -> Any:
     """Import onnxruntime, without the warnings it prints where it finds no GPU.
 
+    Its telemetry, on by default in some wheels, is off unless the user has set the switch.
     Raises BadInput where it cannot be imported; warns where two of its flavours are installed.
     """
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     try:
         with _quiet_stderr():
             import onnxruntime

@@ -52,6 +52,7 @@ def insert(
     Readers of `exit_` stay as they are, byte for byte. The old maker is removed; where it makes
     other values too, it stays and only this output is renamed.
     """
+    _make_unique(model, delta, exit_, nodes)
     maker = model.graph.producer[exit_]
     if len(maker.outputs) == 1:
         delta.removed.add(maker.index)
@@ -67,6 +68,25 @@ def insert(
         for tensor in node.inputs:
             if isinstance(tensor, gs.Constant):
                 delta.added.append(onnx.numpy_helper.from_array(tensor.values, tensor.name))
+
+
+def _make_unique(model: OnnxModel, delta: Delta, exit_: str, nodes: Sequence[gs.Node]) -> None:
+    """Number the names of new nodes and values that are taken: a model may be edited twice."""
+    taken = {node.name for node in model.graph.nodes} | set(model.graph.producer)
+    taken |= {tensor.name for tensor in (*model.proto.graph.initializer, *delta.added)}
+    taken |= {proto.name for protos in delta.inserted.values() for proto in protos}
+    tensors = {id(t): t for node in nodes for t in (*node.inputs, *node.outputs)}
+    made = {id(t) for node in nodes for t in node.outputs}
+    for item in (*nodes, *tensors.values()):
+        is_new = isinstance(item, gs.Node | gs.Constant) or (
+            id(item) in made and item.name != exit_
+        )
+        if is_new:
+            name, number = item.name, 2
+            while item.name in taken:
+                item.name = f"{name} {number}"
+                number += 1
+            taken.add(item.name)
 
 
 def rewire(model: OnnxModel, delta: Delta, old: str, new: str) -> None:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import ast
 import re
+from collections.abc import Iterator, Mapping
+from functools import cached_property
 
 import numpy as np
 import onnx
@@ -37,7 +39,7 @@ def view(model: onnx.ModelProto) -> Graph:
     feeds = tuple(v.name for v in model.graph.input if v.name not in constants)
     return Graph(
         nodes=tuple(nodes),
-        values=_values(model) | constants,
+        values=_Values(model, constants),
         inputs=feeds,
         outputs=tuple(value.name for value in model.graph.output),
         constants=constants,
@@ -98,15 +100,37 @@ def _scope(proto: onnx.NodeProto) -> tuple[str, ...]:
     return ()
 
 
-def _values(model: onnx.ModelProto) -> dict[str, Value]:
-    """Types and shapes the file states, completed by ONNX's own inference where it succeeds."""
-    stated = [*model.graph.value_info, *model.graph.input, *model.graph.output]
-    try:
-        inferred = onnx.shape_inference.infer_shapes(_without_weights(model), data_prop=True)
-        stated += [*inferred.graph.value_info, *inferred.graph.output]
-    except (onnx.shape_inference.InferenceError, RuntimeError, ValueError):
-        pass  # a hint is missing, not a fact: observed shapes decide wherever there is data
-    return {info.name: _value(info) for info in stated}
+class _Values(Mapping[str, Value]):
+    """Types and shapes the file states; where it is silent, what ONNX's own inference finds.
+
+    Inference takes longer than all other reading, so it runs when it is first needed.
+    """
+
+    def __init__(self, model: onnx.ModelProto, constants: Mapping[str, Constant]) -> None:
+        graph = model.graph
+        infos = (*graph.value_info, *graph.input, *graph.output)
+        self._stated = {info.name: _value(info) for info in infos} | dict(constants)
+        self._model = model
+
+    @cached_property
+    def _inferred(self) -> dict[str, Value]:
+        try:
+            full = onnx.shape_inference.infer_shapes(_without_weights(self._model), data_prop=True)
+        except (onnx.shape_inference.InferenceError, RuntimeError, ValueError):
+            return {}  # a hint is missing, not a fact: observed shapes decide where there is data
+        return {info.name: _value(info) for info in (*full.graph.value_info, *full.graph.output)}
+
+    def __getitem__(self, name: str) -> Value:
+        stated = self._stated.get(name)
+        if stated is not None and stated.shape is not None:
+            return stated
+        return self._inferred.get(name) or self._stated[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter({**self._inferred, **self._stated})
+
+    def __len__(self) -> int:
+        return len({**self._inferred, **self._stated})
 
 
 def _without_weights(model: onnx.ModelProto) -> onnx.ModelProto:

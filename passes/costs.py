@@ -44,14 +44,19 @@ class CostModel:
             for unit, kind in zip(stream.units, unit_kinds(stream), strict=True)
         }
 
-    def saved_ms(self, replacement: Replacement) -> float:
-        """Time that the replacement saves per run; never less than a thousandth of the span's."""
+    def gained_ms(self, replacement: Replacement) -> float:
+        """Time that the replacement saves per run, as measured; noise can make it negative."""
         span = replacement.span
         kinds = [self._kinds[span.stream, at] for at in range(span.start, span.stop)]
         spent = sum(self._costs.unit_ms.get(kind, 0.0) for kind in kinds)
         if replacement.solution is not None:
             spent -= self._costs.map_ms.get(kinds[-1], 0.0)
-        return max(spent, 1e-3 * self._costs.model_ms / max(1, len(self._kinds)))
+        return spent
+
+    def saved_ms(self, replacement: Replacement) -> float:
+        """As `gained_ms`, but never less than a thousandth of a unit's share of the model."""
+        least = 1e-3 * self._costs.model_ms / max(1, len(self._kinds))
+        return max(self.gained_ms(replacement), least)
 
     def speedup(self, replacements: Sequence[Replacement]) -> float:
         """Expected ratio of latencies, original over new."""

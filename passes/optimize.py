@@ -97,7 +97,7 @@ def optimize(
             "verdict": verdict,
         }
     )
-    _require_kept(plan, verdict, budget)
+    _require_kept(plan, verdict, budget, model.size_bytes)
     return Optimized(model, plan, tensors, survey, verdict, rewritten.changes)
 
 
@@ -218,9 +218,11 @@ def why_not_kept(verdict: Verdict) -> str:
     )
 
 
-def _require_kept(plan: Plan, verdict: Verdict, budget: Budget) -> None:
+def _require_kept(plan: Plan, verdict: Verdict, budget: Budget, size_bytes: int) -> None:
     if not verdict.kept:
         raise NotMet(why_not_kept(verdict))
+    if plan.latency and plan.latency.ratio <= 1.0 and size_bytes >= plan.model.size_bytes:
+        raise NotMet("the best plan makes the model neither faster nor smaller; it stays as it is")
     if budget.speedup is not None and plan.latency and plan.latency.ratio < budget.speedup:
         raise NotMet(
             f"--speedup {budget.speedup:g} not reached: the best plan measured "
@@ -232,7 +234,7 @@ def _why_nothing(task: Task, trials: Sequence[Trial], budget: Budget) -> str:
     """One line: what stands in the way, and the nearest plans."""
     samples = len(task.splits.select)
     nearest = sorted(trials, key=lambda t: (not budget.reached(t), t.forecast.upper))[:3]
-    shown = "; ".join(
+    listed = "; ".join(
         f"{', '.join(f'{r.span.name} ({r.surrogate})' for r in t.replacements)}: drop "
         f"{shown(task.metric, t.scores.drop)}, expected bound "
         f"{shown(task.metric, t.forecast.upper)}, chance {t.forecast.chance:.0%}, "
@@ -243,4 +245,4 @@ def _why_nothing(task: Task, trials: Sequence[Trial], budget: Budget) -> str:
         why = "no plan that was tried reaches it"
     else:
         why = "damage: every replacement costs more than that or is too uncertain"
-    return f"cannot meet {budget} ({why}, judged on {samples} samples). Nearest: {shown}"
+    return f"cannot meet {budget} ({why}, judged on {samples} samples). Nearest: {listed}"

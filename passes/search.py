@@ -74,7 +74,7 @@ class Search:
         return forecast(self.task, scores, self.budget.max_drop)
 
     def _shortlist(self) -> list[Choice]:
-        choices = [choice for r in self.survey.spans for choice in _both(r)]
+        choices = [c for r in self.survey.spans for c in _both(r) if self._is_worthwhile(c)]
         choices.sort(key=lambda choice: choice.replacement.predicted_error)
         units = sum(len(stream.units) for stream in self.survey.anatomies)
         return choices[: max(SHORTLIST_PER_UNIT * units, 1)]
@@ -136,7 +136,17 @@ class Search:
         runs.sort(key=lambda run: (run[0], run[1].start, run[1].stop))
         limit = sum(len(stream.blocks) for stream in self.survey.anatomies)
         measured = measure(self.task, [span for _, span in runs[:limit]], "survey of longer runs")
-        return [_affine(redundancy) for redundancy in measured]
+        return [c for c in map(_affine, measured) if self._is_worthwhile(c)]
+
+    def _is_worthwhile(self, choice: Choice) -> bool:
+        """Whether the span is more than the map that would replace it."""
+        span, solution = choice.span, choice.replacement.solution
+        stored = 0 if solution is None else solution.W.size + solution.b.size
+        nodes = len(choice.replacement.nodes()) if solution is not None else 0
+        graph = self.task.model.graph
+        return graph.parameters(span.removed) > stored or (
+            len(span.removed) > nodes and self.costs.gained_ms(choice.replacement) > 0
+        )
 
     def _combine(self, reference: Reference, singles: Sequence[Trial]) -> None:
         options = [(trial.choices[0], max(trial.forecast.upper, 0.0)) for trial in singles]

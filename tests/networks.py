@@ -73,6 +73,10 @@ class Net:
     def mlp(self, x: str, d: int) -> str:
         return self.linear(self.node("Relu", self.linear(x, d, 2 * d)), 2 * d, d)
 
+    def affine(self, x: str, d: int) -> str:
+        """As many weights as `mlp`, and nothing between its two products."""
+        return self.linear(self.linear(x, d, 2 * d), 2 * d, d)
+
     def head(self, x: str, d: int, *, axes: Sequence[int] = (1,), keep: str = "pooled") -> None:
         """Mean over `axes` and a Gemm to `logits`, each class about as frequent as another."""
         self.scope = "/head"
@@ -111,12 +115,12 @@ LOGITS = {"logits": (FLOAT, ("batch", CLASSES))}
 def residual_mlp(
     blocks: int = 4, d: int = 8, affine: Collection[int] = (), *, seed: int = 0, ir: int = 8
 ) -> onnx.ModelProto:
-    """x (batch, 12, d) -> pre-norm residual MLPs -> logits; blocks in `affine` are x + x W + b."""
+    """x (batch, 12, d) -> pre-norm residual MLPs -> logits; blocks in `affine` are x + (x W + b) V + c."""
     net = Net(seed)
     h = "x"
     for i in range(blocks):
         net.scope = f"/blocks.{i}"
-        branch = net.linear(h, d, d) if i in affine else net.mlp(net.norm(h, d), d)
+        branch = net.affine(h, d) if i in affine else net.mlp(net.norm(h, d), d)
         h = net.node("Add", h, branch, out=f"h{i}")
     net.head(h, d)
     return net.model({"x": (FLOAT, ("batch", TOKENS, d))}, LOGITS, ir=ir)
@@ -128,7 +132,7 @@ def residual_cnn(
     """x (batch, 3, 6, 6) -> stem -> residual blocks, ReLU after the sum -> logits.
 
     Each further width is a stage that begins with a convolution of stride 2. Blocks in `affine` are
-    relu(x + 1x1 conv of x).
+    relu(x + two 1x1 convolutions of x in a row).
     """
     net = Net(seed)
     h, channels, at = "x", 3, 0
@@ -139,7 +143,8 @@ def residual_cnn(
         for _ in range(blocks):
             net.scope = f"/blocks.{at}"
             if at in affine:
-                branch = net.conv(h, width, width, kernel=1)
+                wide = net.conv(h, width, 3 * width, kernel=1)
+                branch = net.conv(wide, 3 * width, width, kernel=1)
             else:
                 branch = net.conv(net.node("Relu", net.conv(h, width, width)), width, width)
             h = net.node("Relu", net.node("Add", h, branch, out=f"z{at}"), out=f"h{at}")
@@ -259,7 +264,7 @@ def shared_mask(
     for i in range(3):
         net.scope = f"/blocks.{i}"
         if i in affine:
-            branch = net.linear(h, d, d)
+            branch = net.affine(h, d)
         else:
             source = normed if i == 0 else net.norm(h, d)
             branch = net.node("Mul", attend(net, source, d, causal), gate)
@@ -274,7 +279,7 @@ def captured_stream(d: int = 8, affine: Collection[int] = ()) -> onnx.ModelProto
     h = "x"
     for i in range(3):
         net.scope = f"/blocks.{i}"
-        branch = net.linear(h, d, d) if i in affine else net.mlp(net.norm(h, d), d)
+        branch = net.affine(h, d) if i in affine else net.mlp(net.norm(h, d), d)
         h = net.node("Add", h, branch, out=f"h{i}")
         if i == 1:
             net.scope = "/choice"
@@ -314,7 +319,7 @@ def two_streams(d: int = 8, encoder_blocks: int = 2) -> onnx.ModelProto:
 
 
 def tabular(d: int = 8, blocks: int = 3, affine: Collection[int] = ()) -> onnx.ModelProto:
-    """x (batch, d) -> residual blocks of BatchNormalization, Relu and Gemm -> logits."""
+    """x (batch, d) -> residual blocks of BatchNormalization, Gemm, Relu, Gemm -> logits."""
     net = Net()
     h = "x"
     for i in range(blocks):
@@ -322,9 +327,10 @@ def tabular(d: int = 8, blocks: int = 3, affine: Collection[int] = ()) -> onnx.M
         rows = [(net.rng.random(d) + 0.5).astype(np.float32) for _ in range(4)]
         parts = [net.constant(row) for row in rows]
         branch = net.node("BatchNormalization", h, *parts)
+        branch = net.node("Gemm", branch, net.weight(d, 2 * d), net.bias(2 * d))
         if i not in affine:
             branch = net.node("Relu", branch)
-        branch = net.node("Gemm", branch, net.weight(d, d), net.bias(d))
+        branch = net.node("Gemm", branch, net.weight(2 * d, d), net.bias(d))
         h = net.node("Add", h, branch, out=f"h{i}")
     net.head(net.node("Relu", h), d, axes=())
     return net.model({"x": (FLOAT, ("batch", d))}, LOGITS)

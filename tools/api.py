@@ -36,7 +36,15 @@ from ..passes.replay import replay, require_parent, resolve
 from ..passes.score import anatomies, offered, score
 from ..passes.task import Stage, Task, make_task, silent
 from ..passes.verify import verify as run_verify
-from .results import Applied, Inspection, Result, Verified, plan_path, write_plan
+from .results import (
+    Applied,
+    Inspection,
+    Result,
+    Verified,
+    plan_path,
+    refuse_to_overwrite,
+    write_plan,
+)
 
 Model = str | os.PathLike[str] | onnx.ModelProto | OnnxModel
 
@@ -62,6 +70,18 @@ class Settings:
     random_samples: int | None = None
     profile: Mapping[str, int] = field(default_factory=dict)
     stage: Stage = silent
+
+    def __post_init__(self) -> None:
+        """Raise BadInput for numbers that cannot be."""
+        least = {"batch": 1, "threads": 0, "seed": 0, "random_samples": 1}
+        numbers = {name: getattr(self, name) for name in least} | dict(self.profile)
+        for name, number in numbers.items():
+            if number is None and name == "random_samples":
+                continue
+            if not isinstance(number, int) or number < least.get(name, 1):
+                raise BadInput(
+                    f"{name}={number!r}: must be a whole number from {least.get(name, 1)}"
+                )
 
     def runtime(self) -> Runtime:
         return choose_runtime(self.provider, self.threads, self.provider_options, self.custom_ops)
@@ -110,8 +130,7 @@ def optimize_to(
     """As `optimize`, into files: the very file that is renamed into place is the one certified."""
     target = Path(path)
     parent = read_model(model)
-    if target.exists() and any(target.samefile(source) for source in _sources(model)):
-        raise BadInput(f"{target}: is the model itself; choose another name with -o")
+    refuse_to_overwrite(target, model, data)
     with staged(target) as folder:
         result = optimize(
             parent, data, freeze=lambda made: _freeze(made, folder / target.name), **options
@@ -132,7 +151,9 @@ def inspect(model: Model, data: object = None, **settings: Any) -> Inspection:
     with _task(read_in, data, options) as task:
         survey = score(task)
         found = tuple(redundancy.span for redundancy in survey.spans)
-        return Inspection(read_in, survey.anatomies, found, survey.refusals, survey)
+        return Inspection(
+            read_in, survey.anatomies, found, survey.refusals, survey, task.data.random
+        )
 
 
 def apply(
@@ -175,6 +196,23 @@ def apply(
     return Applied(made, fresh, solved, verdict, reused)
 
 
+def apply_to(
+    path: str | os.PathLike[str],
+    model: Model,
+    plan: str | os.PathLike[str],
+    data: object = None,
+    **options: Any,
+) -> tuple[Applied, tuple[Path, ...]]:
+    """As `apply`, into files; whether they can be written is found out first."""
+    target = Path(path)
+    refuse_to_overwrite(target, model, data)
+    if target.exists() and target.samefile(plan):
+        raise BadInput(f"{target}: is the plan itself; choose another name with -o")
+    with staged(target):
+        applied = apply(model, plan, data, **options)
+    return applied, applied.save(target)
+
+
 def verify(
     original: Model,
     new: Model,
@@ -212,7 +250,8 @@ def verify(
             splits = Splits(none, none, everything, options.seed, (0.0, 0.0, 1.0))
         task = _make_task(before, opened, splits, options)
         require_enough_samples(task, promise)
-        return Verified(run_verify(task, after, splits.certify, promise), same)
+        verdict = run_verify(task, after, splits.certify, promise)
+        return Verified(verdict, same, opened.random)
 
 
 def bench(original: Model, new: Model, data: object = None, **settings: Any) -> LatencyRecord:

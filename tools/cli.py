@@ -24,7 +24,7 @@ from . import api, options
 from .demo import bundle
 from .progress import bars
 from .results import Inspection, Result
-from .tables import show_inspection, show_latency, show_result, show_verdict
+from .tables import show_inspection, show_latency, show_random, show_result, show_verdict
 
 BUG = 4
 INTERRUPTED = 130
@@ -109,8 +109,8 @@ def apply(model: str, plan: str, target: str, as_json: bool, **given: Any) -> No
     \b
     blockfold apply model.onnx small.plan.json -o small.onnx
     """
-    applied = api.apply(model, plan, given.pop("data"), stage=bars, **given)
-    written = applied.save(target)
+    data = given.pop("data")
+    applied, written = api.apply_to(target, model, plan, data, stage=bars, **given)
     if as_json:
         sha256 = applied.plan.sha256
         document = {"written": written, "plan_sha256": sha256, "verdict": applied.verdict}
@@ -150,14 +150,14 @@ def verify(model: str, new: str, as_json: bool, **given: Any) -> None:
     """
     found = api.verify(model, new, given.pop("data"), stage=bars, **given)
     if as_json:
-        _print_json(
-            {"verdict": found.verdict, "held_back": found.held_back, "kept": found.verdict.kept}
-        )
+        document = {"verdict": found.verdict, "held_back": found.held_back}
+        _print_json(document | {"kept": found.verdict.kept, "random": found.random})
     else:
         console = Console()
         if found.held_back:
             console.print("on the samples held back when the model was made")
         show_verdict(console, found.verdict)
+        show_random(console, found.random)
     if not found.verdict.kept:
         sys.exit(1)
 
@@ -269,6 +269,7 @@ def _inspection(found: Inspection) -> dict[str, Any]:
         "streams": streams,
         "spans": spans,
         "refusals": refusals,
+        "random": found.random,
     }
 
 

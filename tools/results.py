@@ -9,6 +9,7 @@ from pathlib import Path
 import onnx
 
 from ..ir.blocks import Anatomy
+from ..ir.errors import BadInput
 from ..ir.onnx_file import OnnxModel, staged, write, write_bytes
 from ..ir.spans import Refusal, Span
 from ..passes.facts import Facts
@@ -45,13 +46,14 @@ class Result:
 
 @dataclass(frozen=True, eq=False)
 class Inspection:
-    """What a model is made of; `survey` and `profile` where there was data."""
+    """What a model is made of; `survey` where there was data, which may have been `random`."""
 
     model: OnnxModel
     anatomies: tuple[Anatomy, ...]
     spans: tuple[Span, ...]
     refusals: tuple[Refusal, ...]
     survey: Survey | None
+    random: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,6 +81,7 @@ class Verified:
 
     verdict: Verdict
     held_back: bool
+    random: bool
 
 
 def plan_path(model: Path) -> Path:
@@ -98,3 +101,13 @@ def save(model: OnnxModel, plan: Plan, tensors: bytes, target: Path) -> tuple[Pa
         write_plan(plan, tensors, folder / target.name)
         names = sorted(file.name for file in folder.iterdir())
     return tuple(target.parent / name for name in names)
+
+
+def refuse_to_overwrite(target: Path, *inputs: object) -> None:
+    """BadInput where writing `target` and its side files would replace one of the inputs."""
+    plan = plan_path(target)
+    for source in inputs:
+        if isinstance(source, str | os.PathLike) and Path(source).exists():
+            for output in (target, plan, tensors_path(plan)):
+                if output.exists() and output.samefile(source):
+                    raise BadInput(f"{output}: is an input of this run; choose another -o")

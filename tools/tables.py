@@ -44,6 +44,7 @@ def show_inspection(console: Console, found: Inspection) -> None:
         console.print(
             "redundancy: -E|y-x|^2, nearer 0 is more; affine R2: on held-out samples", style="dim"
         )
+    show_random(console, found.random)
     show_refusals(
         console, [(r.name, r.reason) for r in found.refusals], _block_names(found.anatomies)
     )
@@ -85,8 +86,7 @@ def show_result(console: Console, result: Result) -> None:
         show_latency(console, plan.latency)
     if plan.verdict is not None:
         show_verdict(console, plan.verdict)
-    if plan.data.random:
-        console.print("made on RANDOM data: the quality says nothing", style="bold red")
+    show_random(console, plan.data.random)
     names = _block_names(result.optimized.survey.anatomies)
     show_refusals(console, [(r.name, r.reason) for r in plan.refusals], names)
 
@@ -161,6 +161,12 @@ def show_verdict(console: Console, verdict: Verdict) -> None:
             f"chance to certify, judged before on the other samples: {verdict.chance:.0%}",
             markup=False,
         )
+
+
+def show_random(console: Console, random: bool) -> None:
+    """The stamp of made-up data."""
+    if random:
+        console.print("RANDOM data: these figures say nothing of quality", style="bold red")
 
 
 def show_refusals(

@@ -32,9 +32,10 @@ def test_a_residual_mlp(rows: int) -> None:
     assert count(residual_mlp(blocks, d), rows) == by_hand
 
 
-def test_an_affine_block_counts_its_matrix() -> None:
+def test_an_affine_block_counts_its_matrices() -> None:
     d = 8
-    assert count(residual_mlp(1, d, affine=(0,)), 1) == 2 * (TOKENS * d * d + d * CLASSES)
+    by_hand = 2 * (TOKENS * 2 * d * 2 * d + d * CLASSES)
+    assert count(residual_mlp(1, d, affine=(0,)), 1) == by_hand
 
 
 def test_convolutions() -> None:

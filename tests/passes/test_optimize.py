@@ -86,8 +86,9 @@ def test_the_planted_block_is_found_and_replaced(name: str) -> None:
     assert result.verdict.kept
     assert result.verdict.promise == 0.05
     assert (result.verdict.samples, result.verdict.worse) == (ROWS // 2, 0)
-    assert result.after.nodes == result.before.nodes - 1
-    assert result.after.parameters == result.before.parameters
+    assert result.after.nodes < result.before.nodes
+    assert result.after.parameters < result.before.parameters
+    assert result.after.size_bytes < result.before.size_bytes
 
 
 def test_where_every_block_matters_the_promise_cannot_be_met() -> None:
@@ -208,7 +209,6 @@ def test_a_network_on_tables_is_optimized() -> None:
     assert [d.name for d in result.plan.decisions] == ["blocks.1"]
 
 
-@pytest.mark.xfail(strict=True, reason="the second map's weights are called like the first one's")
 def test_an_optimized_model_can_be_optimized_again() -> None:
     model = residual_cnn(affine=(1,))
     data = labelled(model, ROWS)

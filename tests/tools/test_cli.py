@@ -99,7 +99,7 @@ def test_inspect_with_data(here: Path, command: CommandLine) -> None:
 def test_inspect_as_json(data: list[str], here: Path, command: CommandLine) -> None:
     with untouched(here):
         ran = command("inspect", "model.onnx", *data, "--json")
-    found = assert_document(ran, "model_sha256", "streams", "spans", "refusals")
+    found = assert_document(ran, "model_sha256", "random", "streams", "spans", "refusals")
     (stream,) = found["streams"]
     assert [block["name"] for block in stream["blocks"]] == [f"blocks.{i}" for i in range(BLOCKS)]
     spans = {span["name"]: span for span in found["spans"]}
@@ -305,7 +305,7 @@ def test_verify_on_the_same_data_counts_only_what_was_held_back(
     words = ["verify", "model.onnx", "small.onnx", "--data", "samples.npz", "--max-drop", DROP]
     with untouched(here):
         assert_shown(command(*words), "held back", "promised 5.00", ": kept")
-        found = assert_document(command(*words, "--json"), "verdict", "held_back", "kept")
+        found = assert_document(command(*words, "--json"), "verdict", "held_back", "kept", "random")
     assert (found["held_back"], found["kept"]) == (True, True)
     known = plan_of(here / "small.plan.json")["verdict"]
     assert judged(found["verdict"]) == judged(known)
@@ -317,7 +317,7 @@ def test_verify_on_fresh_data_counts_all(here: Path, command: CommandLine) -> No
     ran = command(*words)
     assert_shown(ran, "150 samples", "nothing was promised")
     assert "held back" not in ran.out
-    found = assert_document(command(*words, "--json"), "verdict", "held_back", "kept")
+    found = assert_document(command(*words, "--json"), "verdict", "held_back", "kept", "random")
     assert (found["held_back"], found["kept"]) == (False, True)
     assert found["verdict"]["samples"] == 150
     assert found["verdict"]["promise"] is None
@@ -390,7 +390,7 @@ def test_a_process_of_its_own_says_nothing_more(here: Path) -> None:
     ran = subprocess_run(
         "verify", *CAREFUL, "model.onnx", "out.onnx", "--data", "samples.npz", "--json", cwd=here
     )
-    assert_document(ran, "verdict", "held_back", "kept")
+    assert_document(ran, "verdict", "held_back", "kept", "random")
 
 
 def test_nothing_is_left_elsewhere(here: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
@@ -446,6 +446,7 @@ def test_progress_is_drawn_on_a_terminal_and_leaves_stdout_alone(here: Path) -> 
     assert "200/200" in drawn
     assert Ran(0, done.stdout.decode(), "").document.keys() == {
         "model_sha256",
+        "random",
         "streams",
         "spans",
         "refusals",

@@ -508,19 +508,19 @@ def target_is_a_folder(place: Place) -> Words:
     return place.optimize("-o", place.folder)
 
 
-@case(BAD_INPUT, "model.onnx", "is the model itself", "-o")
+@case(BAD_INPUT, "model.onnx", "is an input of this run", "-o")
 def target_is_the_model(place: Place) -> Words:
     return place.optimize("-o", place.model)
 
 
-@case(BAD_INPUT, "link.onnx", "is the model itself", "-o")
+@case(BAD_INPUT, "link.onnx", "is an input of this run", "-o")
 def target_is_a_link_to_the_model(place: Place) -> Words:
     link = place.folder / "link.onnx"
     link.symlink_to(place.model)
     return place.optimize("-o", link)
 
 
-@case(BAD_INPUT, "given.npz", "data", "-o")
+@case(BAD_INPUT, "given.npz", "is an input of this run", "-o")
 def target_is_the_data(place: Place) -> Words:
     own = place.npz(**place.arrays())
     return place.optimize("-o", own, data=own)
@@ -532,7 +532,7 @@ def target_is_the_plan(place: Place) -> Words:
     return place.apply(plan, "-o", plan)
 
 
-@case(BAD_INPUT, "is the model itself", "-o")
+@case(BAD_INPUT, "is an input of this run", "-o")
 def apply_over_the_model(place: Place) -> Words:
     own = place.file("own.onnx", place.model.read_bytes())
     return place.apply(place.plan(), "-o", own, model=own)
