@@ -74,8 +74,11 @@ class Net:
         return self.linear(self.node("Relu", self.linear(x, d, 2 * d)), 2 * d, d)
 
     def affine(self, x: str, d: int) -> str:
-        """As many weights as `mlp`, and nothing between its two products."""
-        return self.linear(self.linear(x, d, 2 * d), 2 * d, d)
+        """As many weights as `mlp`, nothing between its two products, and about x in size."""
+        gain, self.gain = self.gain, 1.0
+        made = self.linear(self.linear(x, d, 2 * d), 2 * d, d)
+        self.gain = gain
+        return made
 
     def head(self, x: str, d: int, *, axes: Sequence[int] = (1,), keep: str = "pooled") -> None:
         """Mean over `axes` and a Gemm to `logits`, each class about as frequent as another."""
@@ -115,7 +118,10 @@ LOGITS = {"logits": (FLOAT, ("batch", CLASSES))}
 def residual_mlp(
     blocks: int = 4, d: int = 8, affine: Collection[int] = (), *, seed: int = 0, ir: int = 8
 ) -> onnx.ModelProto:
-    """x (batch, 12, d) -> pre-norm residual MLPs -> logits; blocks in `affine` are x + (x W + b) V + c."""
+    """x (batch, 12, d) -> pre-norm residual MLPs -> logits.
+
+    Blocks in `affine` are x + (x W + b) V + c.
+    """
     net = Net(seed)
     h = "x"
     for i in range(blocks):
