@@ -84,6 +84,9 @@ def profile_from_data(
     if unknown:
         known = ", ".join(["batch", *sorted(symbols)])
         raise BadInput(f"--profile {min(unknown)}=...: no such dimension; there is {known}")
+    for name, length in settings.items():
+        if length < 1:
+            raise BadInput(f"--profile {name}={length}: must be at least 1")
     batch = fixed or settings.get("batch", 1)
     if batch != settings.get("batch", batch):
         raise BadInput(f"--profile batch={settings['batch']}: the model fixes its batch at {batch}")

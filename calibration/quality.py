@@ -90,14 +90,14 @@ class Scorer:
 
     def add(self, outputs: Outputs) -> None:
         """Take one batch. BadInput where the metric does not fit, or outputs are not finite."""
-        if not np.isfinite(outputs.new).all():
+        if not (np.isfinite(outputs.new).all() and np.isfinite(outputs.original).all()):
             raise BadInput("the model's output holds NaN or Inf; check the model and the data")
         before, after = METRICS[self._metric](outputs)
         self._before.append(before)
         self._after.append(after)
         if self._metric == "nmse":
-            exact = outputs.original.astype(np.float64)
-            self._moments += (exact.size, exact.sum(), np.square(exact).sum())
+            kept = _unpadded(outputs.original.astype(np.float64), outputs.mask)
+            self._moments += (kept.size, kept.sum(), np.square(kept).sum())
 
     def scores(self) -> Scores:
         before, after = np.concatenate(self._before), np.concatenate(self._after)
@@ -151,6 +151,14 @@ METRICS: dict[str, Callable[[Outputs], tuple[Array, Array]]] = {
     "cosine": _cosine,
     "nmse": _nmse,
 }
+
+
+def _unpadded(values: Array, mask: Array | None) -> Array:
+    """The rows (n, d) of values (rows, ..., d) that the mask does not call padding."""
+    if mask is None or values.ndim < 3:
+        return values
+    kept: Array = values.reshape(-1, values.shape[-1])[row_weights(mask, values.shape, -1) > 0]
+    return kept
 
 
 def _per_sample(rows: NDArray[np.generic], mask: Array | None) -> Array:

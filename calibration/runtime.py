@@ -213,8 +213,6 @@ def _open_session(
     )
     # Threads that spin after a run would slow the other session it is compared with.
     options.add_session_config_entry("session.force_spinning_stop", "1")
-    for library in runtime.custom_ops:
-        options.register_custom_ops_library(library)
     content = model.serialized()
     if taps:
         tapped = onnx.ModelProto()
@@ -222,6 +220,8 @@ def _open_session(
         tapped.graph.output.extend(onnx.ValueInfoProto(name=name) for name in taps)
         content = tapped.SerializeToString()
     try:
+        for library in runtime.custom_ops:
+            options.register_custom_ops_library(library)
         session = ort.InferenceSession(
             content, options, providers=[(runtime.provider, dict(runtime.provider_options))]
         )

@@ -69,7 +69,9 @@ class Statistics:
         return list(dict.fromkeys(keys))
 
     def moments(self, pair: Pair) -> Moments:
-        """Moments of the pair. Raises KeyError before any batch was added."""
+        """Moments of the pair. BadInput where a mask hides every row; KeyError before any batch."""
+        if self._products[pair.x, pair.y].weight == 0.0:
+            raise BadInput(f"the mask hides every row of {pair.x!r}; check the mask in the data")
         return Moments.of(
             self._products[pair.x, pair.x],
             self._products[pair.x, pair.y],

@@ -112,7 +112,6 @@ def _chain(graph: Graph, source: str, sink: str) -> Chain:
     for node in on_path:
         for name in edges(node):
             readers[name] += 1
-    readers[sink] += 1
 
     values: list[str] = [source]
     stretches: list[tuple[Node, ...]] = []

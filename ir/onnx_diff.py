@@ -36,7 +36,7 @@ class Diff:
 
 def diff(before: onnx.ModelProto, after: onnx.ModelProto) -> Diff:
     """Compare two models. Two serializations of equal content differ in nothing."""
-    old, new = dict(_records(before)), dict(_records(after))
+    old, new = _labelled(before), _labelled(after)
     common = [label for label in old if label in new]
     order = [label for label in new if label in old]
     kinds = dict.fromkeys(label[0] for label in common)
@@ -51,6 +51,17 @@ def diff(before: onnx.ModelProto, after: onnx.ModelProto) -> Diff:
             != [label for label in order if label[0] == kind]
         ),
     )
+
+
+def _labelled(model: onnx.ModelProto) -> dict[tuple[str, ...], bytes]:
+    """Records by label; a label that comes again is numbered, so that doubles show."""
+    found: dict[tuple[str, ...], bytes] = {}
+    for label, content in _records(model):
+        unique, number = label, 2
+        while unique in found:
+            unique, number = (*label, f"#{number}"), number + 1
+        found[unique] = content
+    return found
 
 
 def _records(model: onnx.ModelProto) -> Iterator[tuple[tuple[str, ...], bytes]]:

@@ -22,9 +22,10 @@ from google.protobuf.message import DecodeError
 
 from .errors import BadInput
 from .graph import Graph, Value
-from .onnx_view import tensor_bytes, view
+from .onnx_view import stored_bytes, tensor_bytes, view
 
 EXTERNAL = onnx.TensorProto.EXTERNAL
+LONGEST_LOCATION = 1024
 ALIGNMENT_BYTES = 4096
 """Offsets of external tensors are multiples of this, so that runtimes can map them to memory."""
 
@@ -105,13 +106,19 @@ def read(source: str | os.PathLike[str] | onnx.ModelProto) -> OnnxModel:
         raise BadInput(
             f"{name}: not an ONNX model: it holds no graph; give a file exported to ONNX"
         )
-    for tensor in model.external():
-        _locate(model.folder, tensor, name)
     try:
+        for tensor in model.external():
+            _locate(model.folder, tensor, name)
         check(model.proto)
+        _ = model.graph
+    except BadInput:
+        raise
     except onnx.checker.ValidationError as error:
         reason = str(error).splitlines()[0]
         raise BadInput(f"{name}: not a valid ONNX model ({reason}); export it again") from error
+    except Exception as error:  # protobuf, onnx and graphsurgeon each have their own for damage
+        kind = type(error).__name__
+        raise BadInput(f"{name}: a damaged ONNX model ({kind}); copy or export it again") from error
     return model
 
 
@@ -143,6 +150,8 @@ def _locate(folder: Path, tensor: onnx.TensorProto, name: str = "the model") -> 
     entries = {entry.key: entry.value for entry in tensor.external_data}
     location = entries.get("location", "")
     path = folder / location
+    if "\0" in location or len(location) > LONGEST_LOCATION:
+        raise BadInput(f"{name}: weight {tensor.name!r} names no possible file; export it again")
     if Path(location).is_absolute() or not path.resolve().is_relative_to(folder.resolve()):
         raise BadInput(
             f"{name}: weight {tensor.name!r} points to {location!r}, outside the model's folder; "
@@ -160,7 +169,12 @@ def _locate(folder: Path, tensor: onnx.TensorProto, name: str = "the model") -> 
         raise BadInput(
             f"{name}: weight {tensor.name!r} states a broken offset or length; export it again"
         ) from error
-    if offset < 0 or size < 0 or offset + size > path.stat().st_size:
+    if size != stored_bytes(tensor):
+        raise BadInput(
+            f"{name}: weight {tensor.name!r} states {size} bytes for its {stored_bytes(tensor)}; "
+            "export it again"
+        )
+    if offset < 0 or offset + size > path.stat().st_size:
         raise BadInput(
             f"{name}: external data file {location!r} ends before weight {tensor.name!r}; "
             "copy it again"

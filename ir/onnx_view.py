@@ -7,6 +7,7 @@ dimensions are asked of them.
 from __future__ import annotations
 
 import ast
+import math
 import re
 from collections.abc import Iterator, Mapping
 from functools import cached_property
@@ -25,6 +26,7 @@ from .onnx_ops import (
     SMOOTH_OUTPUTS,
 )
 
+BITS_BELOW_A_BYTE = {"INT4": 4, "UINT4": 4, "FLOAT4E2M1": 4, "INT2": 2, "UINT2": 2}
 SCOPES_KEY = "pkg.torch.onnx.name_scopes"
 
 
@@ -94,7 +96,7 @@ def _scope(proto: onnx.NodeProto) -> tuple[str, ...]:
                 path = ast.literal_eval(entry.value)
             except (ValueError, SyntaxError):
                 return ()
-            return tuple(str(part) for part in path[:-1] if part)
+            return tuple(str(part) for part in path[:-1] if part) if isinstance(path, list) else ()
     if proto.name.startswith("/"):
         return tuple(part for part in re.split(r"/+", proto.name)[1:-1] if part)
     return ()
@@ -116,7 +118,7 @@ class _Values(Mapping[str, Value]):
     def _inferred(self) -> dict[str, Value]:
         try:
             full = onnx.shape_inference.infer_shapes(_without_weights(self._model), data_prop=True)
-        except (onnx.shape_inference.InferenceError, RuntimeError, ValueError):
+        except (onnx.shape_inference.InferenceError, RuntimeError, ValueError, TypeError):
             return {}  # a hint is missing, not a fact: observed shapes decide where there is data
         return {info.name: _value(info) for info in (*full.graph.value_info, *full.graph.output)}
 
@@ -193,9 +195,17 @@ def tensor_bytes(tensor: onnx.TensorProto) -> int:
         for entry in tensor.external_data:
             if entry.key == "length":
                 return int(entry.value)
-        elements = int(np.prod(tensor.dims, dtype=np.int64))
-        return elements * onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
+        return stored_bytes(tensor)
     return len(tensor.raw_data) or tensor.ByteSize()
+
+
+def stored_bytes(tensor: onnx.TensorProto) -> int:
+    """Bytes that the tensor's elements take as raw data; types below a byte are packed."""
+    elements = math.prod(tensor.dims)
+    bits = BITS_BELOW_A_BYTE.get(onnx.TensorProto.DataType.Name(tensor.data_type))
+    if bits is None:
+        bits = 8 * onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
+    return -(-elements * bits // 8)
 
 
 def _literal(proto: onnx.NodeProto) -> dict[str, Constant]:

@@ -163,17 +163,20 @@ def _escape(
     graph: Graph, anatomy: Anatomy, start: int, stop: int, removed: frozenset[int]
 ) -> tuple[Node, str] | None:
     """A node on the span's own path that would outlive it, and who reads it."""
-    for i in range(start, stop):
-        for node in anatomy.chain.stretches[i]:
-            made = [name for name in node.outputs if name in graph.outputs]
-            if made and made[0] != anatomy.chain.cuts[stop].first:
-                return node, f"the graph output {made[0]!r} is made inside it"
-            if node.index not in removed:
-                readers = [r for name in node.outputs for r in graph.consumers.get(name, ())]
-                outside = [str(r) for r in readers if r.index not in removed]
-                reader = outside[0] if outside else "a graph output"
-                return node, f"{reader} outside it still reads {node.outputs[0]!r}"
-    return None
+    inside = [node for i in range(start, stop) for node in anatomy.chain.stretches[i]]
+    path = {node.index for node in inside}
+    outlives = None
+    for node in inside:
+        made = [name for name in node.outputs if name in graph.outputs]
+        if made and made[0] != anatomy.chain.cuts[stop].first:
+            return node, f"the graph output {made[0]!r} is made inside it"
+        if node.index not in removed:
+            outlives = outlives or node
+            for name in node.outputs:
+                for reader in graph.consumers.get(name, ()):
+                    if reader.index not in removed | path and reader.kind is not Kind.SHAPE:
+                        return node, f"{reader} outside it still reads {name!r}"
+    return None if outlives is None else (outlives, f"{outlives} is still needed outside it")
 
 
 def _side_inputs(

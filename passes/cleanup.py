@@ -26,19 +26,15 @@ class Cleanup(Pass):
 
     def run(self, model: OnnxModel) -> PassResult:
         graph = model.graph
-        alive = graph.needed_by(graph.outputs)
         delta = Delta()
-        extra: set[str] = set()
-        for index in sorted(alive):
+        alive = graph.needed_by(graph.outputs)
+        while zombies := _zombies(graph, alive):
+            alive |= graph.needed_by(zombies)
+        for index in alive:
             node = graph.nodes[index]
             if node.kind is Kind.SHAPE and not _is_alive(graph, node.inputs[0], alive):
                 twin = _living_twin(graph, node.inputs[0], alive)
-                if twin is None:
-                    extra.add(node.inputs[0])
-                else:
-                    delta.renamed_inputs[index] = {node.inputs[0]: twin}
-        if extra:
-            alive = alive | graph.needed_by(extra)
+                delta.renamed_inputs[index] = {node.inputs[0]: twin or node.inputs[0]}
         delta.removed = {node.index for node in graph.nodes} - alive
         read = {name for index in alive for name in graph.nodes[index].inputs}
         kept = read | set(graph.outputs) | {value.name for value in model.proto.graph.input}
@@ -55,6 +51,17 @@ class Cleanup(Pass):
         for tensor in result.model.proto.graph.initializer:
             if tensor.name not in read and tensor.name not in feeds:
                 raise PassError(f"weight {tensor.name!r} is read by nothing")
+
+
+def _zombies(graph: Graph, alive: set[int]) -> set[str]:
+    """Values of which only a length is asked, and no living value is proved to have the same."""
+    asked = (graph.nodes[index] for index in alive)
+    names = {node.inputs[0] for node in asked if node.kind is Kind.SHAPE}
+    return {
+        name
+        for name in names
+        if not _is_alive(graph, name, alive) and _living_twin(graph, name, alive) is None
+    }
 
 
 def _is_alive(graph: Graph, name: str, alive: set[int]) -> bool:

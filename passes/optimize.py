@@ -83,7 +83,7 @@ def optimize(
         for c in chosen.choices
     )
     tensors = tensor_bytes(tensors_of(replacements))
-    plan = make_plan(task, budget, replacements, survey.refusals, tensors)
+    plan = make_plan(task, budget, switches, replacements, survey.refusals, tensors)
     rewritten = rewrite(task.model, replacements, provenance(plan), switches)
     model = freeze(rewritten.model)
     judged = verify(task, model, task.splits.certify, budget.max_drop)
@@ -117,6 +117,7 @@ def require_enough_samples(task: Task, promise: float | None) -> None:
 def make_plan(
     task: Task,
     budget: Budget,
+    switches: Switches,
     replacements: Sequence[Replacement],
     refusals: Sequence[Refusal],
     tensors: bytes,
@@ -133,6 +134,7 @@ def make_plan(
         metric=task.metric,
         output=task.output,
         budget=budget,
+        skipped=tuple(sorted(switches.off)),
         model=ModelRecord(
             sha256=task.model.sha256,
             size_bytes=task.model.size_bytes,
@@ -221,7 +223,8 @@ def why_not_kept(verdict: Verdict) -> str:
 def _require_kept(plan: Plan, verdict: Verdict, budget: Budget, size_bytes: int) -> None:
     if not verdict.kept:
         raise NotMet(why_not_kept(verdict))
-    if plan.latency and plan.latency.ratio <= 1.0 and size_bytes >= plan.model.size_bytes:
+    gained = size_bytes < plan.model.size_bytes or (plan.latency and plan.latency.ratio > 1.0)
+    if not gained and not plan.skipped:
         raise NotMet("the best plan makes the model neither faster nor smaller; it stays as it is")
     if budget.speedup is not None and plan.latency and plan.latency.ratio < budget.speedup:
         raise NotMet(

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
@@ -30,7 +29,7 @@ from .verify import Verdict
 
 
 class _Record(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="strings")
 
 
 class ModelRecord(_Record):
@@ -108,6 +107,7 @@ class Plan(_Record):
     metric: str
     output: str
     budget: Budget
+    skipped: tuple[str, ...]
     model: ModelRecord
     data: DataRecord
     decisions: tuple[Decision, ...]
@@ -170,13 +170,9 @@ def decision_of(replacement: Replacement) -> Decision:
         ridge=None if solution is None else solution.ridge,
         rows=None if solution is None else solution.rows,
         input_rank=None if solution is None else solution.rank,
-        condition=_finite(solution.condition) if solution else None,
+        condition=solution.condition if solution else None,
         warning=few,
     )
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
 
 
 def span_of(decision: Decision) -> Span:

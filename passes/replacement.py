@@ -41,7 +41,7 @@ class Replacement:
         if self.solution is None:
             return [gs.Node("Identity", f"{prefix}/identity", inputs=[entry], outputs=[exit_])]
         W, b = self.solution.W, self.solution.b
-        if span.channel_axis == 1:
+        if span.channel_axis == 1 and span.rank > 2:
             kernel = W.T.reshape(*W.T.shape, *(1,) * (span.rank - 2))
             weights = [self._constant("W", kernel), self._constant("b", b)]
             return [gs.Node("Conv", f"{prefix}/conv", inputs=[entry, *weights], outputs=[exit_])]

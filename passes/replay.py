@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from ..calibration.moments import Array
 from ..ir.errors import BadInput
 from ..ir.onnx_file import OnnxModel
+from ..ir.spans import Refusal, Span, prove
 from .base import PassResult
 from .optimize import make_plan, provenance
-from .pipeline import ALL_PASSES, rewrite
-from .plan import Plan, replacements_of, span_of, tensor_bytes, tensors_of
+from .pipeline import Switches, rewrite
+from .plan import Decision, Plan, replacements_of, tensor_bytes, tensors_of
 from .replacement import Replacement
-from .score import measure
+from .score import anatomies, measure, observe
 from .task import Task
 
 
@@ -28,21 +30,18 @@ def require_parent(plan: Plan, model: OnnxModel) -> None:
 def replay(model: OnnxModel, plan: Plan, tensors: Mapping[str, Array]) -> PassResult:
     """The plan's model, byte for byte, from its solved tensors. The plan must be unedited."""
     require_parent(plan, model)
-    return rewrite(model, replacements_of(plan, tensors), provenance(plan), ALL_PASSES)
+    switches = Switches(frozenset(plan.skipped))
+    return rewrite(model, replacements_of(plan, tensors), provenance(plan), switches)
 
 
 def resolve(task: Task, plan: Plan) -> tuple[PassResult, Plan, bytes]:
     """Solve every map of an edited plan again on the task's data; also the new plan and tensors.
 
-    Raises BadInput where a decision names values that the model does not have.
+    Raises BadInput where a decision is not a span of the model, or two of them touch.
     """
     require_parent(plan, task.model)
-    made = task.model.graph.producer
-    for decision in plan.decisions:
-        for name in (decision.entry, decision.exit):
-            if name not in made and name not in task.model.graph.inputs:
-                raise BadInput(f"the plan's {decision.name!r} names {name!r}, not in the model")
-    spans = [span_of(decision) for decision in plan.decisions]
+    switches = Switches(frozenset(plan.skipped))
+    spans = _prove_again(task, plan)
     replacements = []
     for decision, found in zip(plan.decisions, measure(task, spans, "solve again"), strict=True):
         if decision.surrogate == "identity":
@@ -51,5 +50,37 @@ def resolve(task: Task, plan: Plan) -> tuple[PassResult, Plan, bytes]:
             solution = found.solved_on_both()
             replacements.append(Replacement(found.span, solution, found.affine_error))
     tensors = tensor_bytes(tensors_of(replacements))
-    fresh = make_plan(task, plan.budget, replacements, (), tensors)
-    return rewrite(task.model, replacements, provenance(fresh), ALL_PASSES), fresh, tensors
+    fresh = make_plan(task, plan.budget, switches, replacements, plan.refusals, tensors)
+    return rewrite(task.model, replacements, provenance(fresh), switches), fresh, tensors
+
+
+def _prove_again(task: Task, plan: Plan) -> list[Span]:
+    """The spans of the decisions, proved on the model: an edited file is not to be trusted."""
+    streams = {stream.chain.source: stream for stream in anatomies(task.model)}
+    observed = observe(task, list(streams.values()))
+    spans: list[Span] = []
+    for decision in plan.decisions:
+        stream = streams.get(decision.stream)
+        cuts = () if stream is None else stream.chain.cuts
+        if stream is None or not 0 <= decision.start < decision.stop < len(cuts):
+            raise BadInput(f"the plan's {decision.name!r} is no stretch of a stream of this model")
+        proved = prove(task.model.graph, stream, decision.start, decision.stop, observed)
+        if isinstance(proved, Refusal):
+            raise BadInput(
+                f"the plan's {decision.name!r} cannot be replaced: {proved.reason} ({proved.node})"
+            )
+        _require_same(decision, proved)
+        if any(proved.touches(other) for other in spans):
+            raise BadInput(f"the plan's {decision.name!r} touches another of its spans; join them")
+        spans.append(replace(proved, name=decision.name))
+    return spans
+
+
+def _require_same(decision: Decision, proved: Span) -> None:
+    for field in ("entry", "exit", "channel_axis", "rank", "dtype"):
+        said, found = getattr(decision, field), getattr(proved, field)
+        if said != found:
+            raise BadInput(
+                f"the plan's {decision.name!r} has {field} {said!r}, the model {found!r}; "
+                "choose spans by start and stop as `inspect --json` lists them"
+            )

@@ -100,14 +100,19 @@ def offered(
     return spans, refusals
 
 
+def observe(task: Task, streams: Sequence[Anatomy]) -> ObservedShapes:
+    """Shapes of all cut values on two batches of the fit split."""
+    cuts = [cut for stream in streams for cut in stream.chain.cuts]
+    values = [value for cut in cuts for value in cut.values]
+    runner = Runner(task.model, task.runtime, values)
+    return observe_shapes(runner, task.data, task.splits.fit, values)
+
+
 def score(task: Task) -> Survey:
     """Survey units and blocks in one sweep over the fit and select splits."""
     graph = task.model.graph
     streams = anatomies(task.model)
-    cuts = [cut for stream in streams for cut in stream.chain.cuts]
-    values = [value for cut in cuts for value in cut.values]
-    runner = Runner(task.model, task.runtime, values)
-    observed = observe_shapes(runner, task.data, task.splits.fit, values)
+    observed = observe(task, streams)
     spans, refusals = offered(graph, streams, observed)
     return Survey(streams, observed, tuple(measure(task, spans, "survey")), tuple(refusals))
 

@@ -174,20 +174,24 @@ def apply(
     path = Path(plan)
     read_in = read_model(model)
     known, tensors = read_plan(path)
-    if not known.is_edited and max_drop is None:
-        made = replay(read_in, known, tensors).model
-        return Applied(freeze_in_memory(made), known, tensors_path(path).read_bytes(), None)
+    exact = None if known.is_edited else freeze_in_memory(replay(read_in, known, tensors).model)
+    if exact is not None and max_drop is None:
+        return Applied(exact, known, tensors_path(path).read_bytes(), None)
     require_parent(known, read_in)
     if data is None and options.random_samples is None:
-        raise BadInput(f"{path}: an edited plan must be solved again: give --data")
-    promise = Budget.of(max_drop).max_drop if max_drop is not None else None
+        why = "an edited plan must be solved again" if exact is None else "a drop must be judged"
+        raise BadInput(f"{path}: {why}: give --data")
+    promise = None if max_drop is None else Budget.of(max_drop).max_drop
     chosen = replace(
         _as_planned(options, known), seed=known.data.seed, fractions=known.data.fractions
     )
     with _task(read_in, data, chosen) as task:
         require_enough_samples(task, promise)
-        rewritten, fresh, solved = resolve(task, known)
-        made = freeze_in_memory(rewritten.model)
+        if exact is not None:
+            made, fresh, solved = exact, known, tensors_path(path).read_bytes()
+        else:
+            rewritten, fresh, solved = resolve(task, known)
+            made = freeze_in_memory(rewritten.model)
         verdict = run_verify(task, made, task.splits.certify, promise)
         reused = task.data.digest == known.data.sha256
     if not verdict.kept:

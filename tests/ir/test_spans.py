@@ -154,7 +154,6 @@ def test_refused_where_a_value_escapes(case: str) -> None:
         span(build(), unit - 1, unit)
 
 
-@pytest.mark.xfail(strict=True, reason="names the first node in line, and readers inside the span")
 @pytest.mark.parametrize("case", ESCAPES)
 def test_a_refusal_names_what_escapes_and_who_makes_it(case: str) -> None:
     build, unit, reason, node = ESCAPES[case]

@@ -206,7 +206,6 @@ def test_scopes_that_exporters_leave(
     assert view(model).nodes[0].scope == scope
 
 
-@pytest.mark.xfail(strict=True, reason="a literal that is no list is taken apart like one")
 @pytest.mark.parametrize("text", ["7", "None", "{1: 2}"])
 def test_odd_scope_metadata_is_no_scope(text: str) -> None:
     proto = helper.make_node("Relu", ["x"], ["y"], name="n")

@@ -202,7 +202,6 @@ def test_an_if_that_never_turns_is_no_obstacle() -> None:
     compare(run(model, fresh), run(result.model, fresh), atol=0, rtol=1e-4)
 
 
-@pytest.mark.xfail(strict=True, reason="channels on axis 1 of a table are taken for feature maps")
 def test_a_network_on_tables_is_optimized() -> None:
     model = tabular(affine=(1,))
     result = optimize(model, labelled(model, ROWS), max_drop=0.05)
@@ -272,7 +271,6 @@ def test_padding_that_the_mask_does_not_mark_does_have_a_say() -> None:
         compare({"W": a.W}, {"W": b.W}, atol=0, rtol=1e-2)
 
 
-@pytest.mark.xfail(strict=True, reason="no row of positive weight: divided by zero")
 def test_a_mask_that_hides_everything_is_refused() -> None:
     model = masked_encoder(pooled=False)
     data = samples(model, 60)

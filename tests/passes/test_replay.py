@@ -135,11 +135,10 @@ def test_an_edit_that_names_no_value_of_the_model_is_refused(
 ) -> None:
     for change in ({"entry": "nothing"}, {"exit": "nothing"}):
         path = edited(written, tmp_path, **change)
-        with pytest.raises(BadInput, match="names 'nothing', not in the model"):
+        with pytest.raises(BadInput, match="'nothing'"):
             api.apply(written.model, path, written.data, **CAREFUL)
 
 
-@pytest.mark.xfail(strict=True, reason="an edited decision is not proved to be a span")
 @pytest.mark.parametrize(
     "change",
     [
@@ -172,7 +171,6 @@ def test_an_edited_plan_with_a_promise_is_certified(written: Written, tmp_path: 
     compare(run(written.model, fresh), run(applied.model.proto, fresh), atol=0, rtol=1e-4)
 
 
-@pytest.mark.xfail(strict=True, reason="the plan does not record which passes were left out")
 def test_a_plan_made_without_a_pass_replays_without_it(tmp_path: Path) -> None:
     made = write(residual_mlp(3, affine=(1,)), tmp_path, skip=("cleanup",))
     again = api.apply(made.model, made.plan).model.serialized()

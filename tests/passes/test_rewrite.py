@@ -249,9 +249,6 @@ def test_a_length_without_a_living_twin_keeps_its_maker() -> None:
     assert np.isfinite(run(other, feeds)["logits"]).all()
 
 
-@pytest.mark.xfail(
-    strict=True, reason="a length read by what a length keeps alive is left dangling"
-)
 def test_a_length_that_hangs_on_another_length_is_kept() -> None:
     """A later block asks the length of a reshaped value; the reshape asked that of a product."""
     net, d = Net(), 8
@@ -339,7 +336,6 @@ def test_the_map_has_the_dtype_of_the_stream(dtype: int) -> None:
     assert run(other, feeds)["y"].dtype == kind
 
 
-@pytest.mark.xfail(strict=True, reason="channels on axis 1 of a table are taken for feature maps")
 def test_rows_of_a_table_are_mapped_by_a_matrix() -> None:
     """BatchNormalization on (batch, d): axis 1 is the last, and there is no image to convolve."""
     model = tabular(affine=(1,))

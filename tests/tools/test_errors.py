@@ -402,7 +402,7 @@ def edited_plan_without_data(place: Place) -> Words:
     return place.apply(place.plan(widen))
 
 
-@case(BAD_INPUT, "blocks.2", "'elsewhere'", "not in the model")
+@case(BAD_INPUT, "blocks.2", "'elsewhere'", "inspect")
 def edited_plan_names_an_unknown_value(place: Place) -> Words:
     plan = place.plan(lambda content: content["decisions"][0].update(exit="elsewhere"))
     return place.apply(plan, "--data", place.data)
