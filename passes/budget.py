@@ -13,7 +13,7 @@ from .verify import Forecast
 
 DEFAULT_MAX_DROP = 0.01
 WORTH_CONFIRMING = 0.25
-ENOUGH_CHANCE = 0.8
+ENOUGH_CHANCE = 0.9
 LEAST_CHANCE = 0.5
 """How likely a plan must keep the promise on fresh samples: to be looked at again; to be taken
 before slower ones are looked at; to be taken at all.

@@ -235,6 +235,8 @@ def _require_kept(plan: Plan, verdict: Verdict, budget: Budget, size_bytes: int)
 
 def _why_nothing(task: Task, trials: Sequence[Trial], budget: Budget) -> str:
     """One line: what stands in the way, and the nearest plans."""
+    if not trials:
+        return f"cannot meet {budget}: no span is more than the map that would replace it"
     samples = len(task.splits.select)
     nearest = sorted(trials, key=lambda t: (not budget.reached(t), t.forecast.upper))[:3]
     listed = "; ".join(
