@@ -211,7 +211,7 @@ def _open_session(
     options.add_session_config_entry(
         "session.model_external_initializers_file_folder_path", str(model.folder.resolve())
     )
-    # Threads that spin after a run would slow the other session it is compared with.
+    # Threads that spin after a run would slow whatever model is timed next.
     options.add_session_config_entry("session.force_spinning_stop", "1")
     content = model.serialized()
     if taps:
