@@ -97,6 +97,21 @@ class Budget:
                 front.append(trial)
         return front
 
+    def nearest(self, trials: Sequence[Trial]) -> list[Trial]:
+        """All trials, first those that come nearest to what was asked for."""
+
+        def missing(trial: Trial) -> float:
+            if self.reached(trial):
+                return 0.0
+            far = [
+                (self.speedup or 0.0) / trial.speedup,
+                (self.remove or 0.0) / max(trial.blocks, 1e-9),
+                trial.size_bytes / (self.max_size_bytes or trial.size_bytes),
+            ]
+            return max(far)
+
+        return sorted(trials, key=lambda trial: (missing(trial), trial.forecast.upper))
+
     def __str__(self) -> str:
         parts = []
         if self.max_drop is not None:

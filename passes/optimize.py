@@ -238,7 +238,7 @@ def _why_nothing(task: Task, trials: Sequence[Trial], budget: Budget) -> str:
     if not trials:
         return f"cannot meet {budget}: no span is more than the map that would replace it"
     samples = len(task.splits.select)
-    nearest = sorted(trials, key=lambda t: (not budget.reached(t), t.forecast.upper))[:3]
+    nearest = budget.nearest(trials)[:3]
     listed = "; ".join(
         f"{', '.join(f'{r.span.name} ({r.surrogate})' for r in t.replacements)}: drop "
         f"{shown(task.metric, t.scores.drop)}, expected bound "

@@ -114,3 +114,16 @@ def test_a_budget_prints_as_it_is_typed() -> None:
     assert str(Budget.of(max_drop=0.01)) == "--max-drop 0.01"
     full = Budget.of(0.05, 1.5, 2, 1000)
     assert str(full) == "--max-drop 0.05 --speedup 1.5 --remove 2 --max-size 1000"
+
+
+def test_the_nearest_to_a_target_come_first() -> None:
+    slow, fast, gentle = trial(speedup=1.1), trial(speedup=1.9, upper=0.2), trial(speedup=1.9)
+    assert Budget.of(speedup=2).nearest([slow, fast, gentle]) == [gentle, fast, slow]
+    big, small = trial(size=90, upper=0.0), trial(size=60, upper=0.5)
+    assert Budget.of(max_size_bytes=50).nearest([big, small]) == [small, big]
+    assert Budget.of(max_drop=0.01).nearest([small, big]) == [big, small]
+
+
+def test_targets_that_are_reached_are_equally_near() -> None:
+    harmful, gentle = trial(speedup=3, upper=0.4), trial(speedup=2, upper=0.1)
+    assert Budget.of(speedup=2).nearest([harmful, gentle]) == [gentle, harmful]
