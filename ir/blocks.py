@@ -112,7 +112,7 @@ def _repeats(signatures: Sequence[object]) -> list[tuple[int, int]]:
 
 
 def _signature(nodes: Sequence[Node]) -> tuple[str, ...]:
-    return tuple(sorted(node.op for node in nodes if node.kind is not Kind.VIEW))
+    return tuple(sorted(node.op for node in nodes))
 
 
 def _closes_a_residual(entry: Cut, nodes: Sequence[Node]) -> bool:

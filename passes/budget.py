@@ -80,7 +80,8 @@ class Budget:
     def ranked(self, trials: Sequence[Trial]) -> list[Trial]:
         """The trials that may keep the promise and reach the targets, the one to go with first.
 
-        After the first come only trials that are likelier to keep the promise than all before.
+        After the first come only trials that are likelier to keep the promise than all before, or
+        very likely to.
         """
         fit = [
             trial
@@ -93,7 +94,8 @@ class Budget:
             fit.sort(key=lambda trial: (-trial.saved_ms, trial.forecast.upper))
         front: list[Trial] = []
         for trial in fit:
-            if not front or trial.forecast.chance > front[-1].forecast.chance:
+            chance = trial.forecast.chance
+            if chance >= ENOUGH_CHANCE or all(chance > t.forecast.chance for t in front):
                 front.append(trial)
         return front
 

@@ -77,3 +77,31 @@ def test_parameters_and_shares_are_counted() -> None:
     assert stream.block_share(0, 4) == pytest.approx(2)
     assert stream.block_share(0, 1) == pytest.approx(attention / (attention + mlp))
     assert stream.block_share(4, 6) == 0
+
+
+def test_halves_that_differ_only_by_a_view_are_two_halves_of_one_block() -> None:
+    """As in an MLP-Mixer: mix tokens between two transpositions, then channels without."""
+    lines, stream = [], "x"
+    for i in range(3):
+        lines += [
+            f"t{i} = Transpose <perm: ints = [0, 2, 1]> ({stream})",
+            f"a{i} = MatMul (t{i}, w)",
+            f"b{i} = Relu (a{i})",
+            f"c{i} = MatMul (b{i}, w)",
+            f"d{i} = Transpose <perm: ints = [0, 2, 1]> (c{i})",
+            f"e{i} = Add ({stream}, d{i})",
+            f"f{i} = MatMul (e{i}, w)",
+            f"g{i} = Relu (f{i})",
+            f"h{i} = MatMul (g{i}, w)",
+            f"s{i} = Add (e{i}, h{i})",
+        ]
+        stream = f"s{i}"
+    lines.append(f"y = Relu ({stream})")
+    text = "\n".join(lines)
+    weight = ", ".join(["0.5"] * 16)
+    model = onnx.parser.parse_model(
+        '<ir_version: 8, opset_import: ["" : 17]>\n'
+        f"mixer (float[n, 4, 4] x) => (float[n, 4, 4] y) <float[4, 4] w = {{{weight}}}> "
+        f"{{\n{text}\n}}"
+    )
+    assert ranges(of(model)) == [(0, 2), (2, 4), (4, 6)]

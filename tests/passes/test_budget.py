@@ -127,3 +127,10 @@ def test_the_nearest_to_a_target_come_first() -> None:
 def test_targets_that_are_reached_are_equally_near() -> None:
     harmful, gentle = trial(speedup=3, upper=0.4), trial(speedup=2, upper=0.1)
     assert Budget.of(speedup=2).nearest([harmful, gentle]) == [gentle, harmful]
+
+
+def test_a_very_likely_trial_stays_behind_a_likelier_faster_one() -> None:
+    lucky, safe, unsure = (
+        trial(saved=saved, chance=chance) for saved, chance in ((3, 0.99), (2, 0.95), (1, 0.8))
+    )
+    assert Budget.of(max_drop=0.05).ranked([unsure, safe, lucky]) == [lucky, safe]
