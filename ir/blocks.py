@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from itertools import groupby
 
 from .cuts import Chain, Cut
-from .graph import Graph, Kind, Node
+from .graph import Constant, Graph, Kind, Node
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def anatomy(graph: Graph, chain: Chain) -> Anatomy:
         for i, (nodes, scope) in enumerate(zip(chain.stretches, scopes, strict=True))
     )
     ranges = _block_ranges(graph, chain)
-    names = [".".join(_common_start([s for s in scopes[a:b] if s])) for a, b in ranges]
+    names = _distinct([_common_start([s for s in scopes[a:b] if s]) for a, b in ranges])
     if "" in names or len(set(names)) < len(names):
         names = [f"block {number}" for number in range(len(ranges))]
     blocks = tuple(Block(a, b, name) for (a, b), name in zip(ranges, names, strict=True))
@@ -81,7 +81,7 @@ def _block_ranges(graph: Graph, chain: Chain) -> list[tuple[int, int]]:
     ]
     for same, group in groupby(range(len(chain.stretches)), key=keeps_width.__getitem__):
         stage = list(group)
-        found = _repeats([_signature(chain.stretches[i]) for i in stage]) if same else []
+        found = _repeats([_signature(graph, chain.stretches[i]) for i in stage]) if same else []
         ranges += [(stage[0] + start, stage[0] + stop) for start, stop in found]
     covered = {i for start, stop in ranges for i in range(start, stop)}
     ranges += [
@@ -111,8 +111,22 @@ def _repeats(signatures: Sequence[object]) -> list[tuple[int, int]]:
     return best
 
 
-def _signature(nodes: Sequence[Node]) -> tuple[str, ...]:
-    return tuple(sorted(node.op for node in nodes))
+def _signature(graph: Graph, nodes: Sequence[Node]) -> tuple[object, ...]:
+    """What makes two units alike: the shapes of their matrices and how often axes change places.
+
+    Norms, masks and positions are spelled in many ways, sometimes differently from layer to layer
+    of one network; its matrices are not. Units without any are told apart by their operations.
+    """
+    read = [graph.constants_of[node.index] for node in nodes if node.kind is Kind.OTHER]
+    dims = [_wide_dims(graph.constants[name]) for names in read for name in names]
+    matrices = sorted(d for d in dims if len(d) >= 2)
+    turns = sum(node.kind is Kind.PERMUTE for node in nodes)
+    return (turns, *map(tuple, matrices)) if matrices else tuple(sorted(node.op for node in nodes))
+
+
+def _wide_dims(constant: Constant) -> list[int]:
+    """Sizes of the axes longer than one, in no particular order: exporters transpose at will."""
+    return sorted(d for d in constant.shape or () if isinstance(d, int) and d > 1)
 
 
 def _closes_a_residual(entry: Cut, nodes: Sequence[Node]) -> bool:
@@ -124,6 +138,17 @@ def _closes_a_residual(entry: Cut, nodes: Sequence[Node]) -> bool:
 def _scope(nodes: Sequence[Node]) -> list[str]:
     """The innermost module that holds all `nodes`, as the parts of its dotted path."""
     return _common_start([_dotted(node.scope) for node in nodes if node.scope])
+
+
+def _distinct(paths: Sequence[Sequence[str]]) -> list[str]:
+    """Dotted names without the last parts that all of them share ("block.0.layer")."""
+    shortened = [list(path) for path in paths]
+    while shortened and all(len(path) > 1 for path in shortened):
+        parents = {tuple(path[:-1]) for path in shortened}
+        if len({path[-1] for path in shortened}) > 1 or len(parents) < len(shortened):
+            break
+        shortened = [path[:-1] for path in shortened]
+    return [".".join(path) for path in shortened]
 
 
 def _dotted(scope: Sequence[str]) -> list[str]:

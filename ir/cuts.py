@@ -2,14 +2,19 @@
 
 No table of architectures: a residual join, the output of a stem, the pooled feature before a head
 are cuts because no differentiable path goes round them. Masks, rotary tables, position ids and
-shape arithmetic do not descend from the source and so never hide one.
+shape arithmetic do not descend from a source and so never hide one.
+
+In the terms of flow graphs a cut is a post-dominator. The post-dominators of ALL sources form one
+tree with the sink as its root, so that one sweep finds the cuts of every stream and where streams
+meet: encoder states join a decoder, keys of earlier tokens join the present ones.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
+from .dominators import Tree
 from .graph import JOINING, Graph, Kind, Node
 
 
@@ -34,7 +39,7 @@ class Cut:
 
 @dataclass(frozen=True)
 class Chain:
-    """The cuts from one source to one sink, and the nodes between each two of them.
+    """The cuts of one stream, from its source on, and the nodes between each two of them.
 
     `stretches[i]` holds the nodes on differentiable paths from `cuts[i].last` to
     `cuts[i + 1].first`, in topological order.
@@ -46,32 +51,31 @@ class Chain:
     stretches: tuple[tuple[Node, ...], ...]
 
 
+Step = tuple[str, tuple[Node, ...]]
+"""A cut value and the nodes between the cut value before it and this one."""
+
+
 def find_chains(graph: Graph) -> tuple[Chain, ...]:
-    """All chains of at least two cuts, the one that covers most parameters first.
+    """All chains of at least two cuts, per sink the one that covers most parameters first.
 
-    A further source contributes only the cuts that no accepted source reaches: past those, its
-    values have joined a stream that is already described.
+    Streams meet, but no cut is in two chains: where they meet, the cut belongs to the stream that a
+    residual sum carries on, else to the one that has covered more parameters. What lies inside a
+    stretch of one chain is never a cut of another.
     """
-    sinks = [name for name in graph.outputs if graph.value(name).is_float]
-    candidates = []
-    for source in _sources(graph):
-        chains = [_chain(graph, source, sink) for sink in sinks]
-        longest = max(chains, key=lambda chain: _covered(graph, chain), default=None)
-        if longest is not None:
-            candidates.append((_covered(graph, longest), longest))
-    candidates.sort(key=lambda pair: -pair[0])
-
-    accepted: list[Chain] = []
-    reached: set[str] = set()
-    for _, chain in candidates:
-        fresh = [cut for cut in chain.cuts if reached.isdisjoint(cut.values)]
-        if len(fresh) >= 2:
-            kept = len(fresh)
-            accepted.append(
-                Chain(chain.source, fresh[-1].last, tuple(fresh), chain.stretches[: kept - 1])
-            )
-        reached |= graph.descendants([chain.source])
-    return tuple(accepted)
+    sources = tuple(_sources(graph))
+    downstream = graph.descendants(sources)
+    chains: list[Chain] = []
+    claimed: set[str] = set()
+    hidden: set[str] = set()
+    for sink in _sinks(graph, downstream):
+        for path in _Streams(graph, sources, sink, downstream).paths():
+            fresh = _fresh(path, claimed, hidden)
+            chain = _join(fresh) if fresh else None
+            if chain is not None and (not chains or _covered(graph, chain)):
+                chains.append(chain)
+                claimed.update(value for value, _ in fresh)
+                hidden.update(v for _, stretch in fresh for node in stretch for v in node.outputs)
+    return tuple(chains)
 
 
 def _sources(graph: Graph) -> Iterator[str]:
@@ -90,58 +94,176 @@ def _sources(graph: Graph) -> Iterator[str]:
                 yield looked_up
 
 
-def _chain(graph: Graph, source: str, sink: str) -> Chain:
-    """The cuts between source and sink in one topological sweep, O(nodes + edges).
-
-    `live` counts, for every value made so far that lies on a path to the sink, the readers still
-    to come. Whenever the value just made is the only live one, everything runs through it. The
-    answer does not depend on the topological order: a value beside a cut would have a reader that
-    neither leads to the cut nor comes from it, hence a path round it.
-    """
-    kept = graph.descendants([source]) & graph.ancestors([sink])
-    if source not in kept or sink not in kept:
-        return Chain(source, sink, (), ())
-
-    def edges(node: Node) -> list[str]:
-        pairs = zip(node.inputs, node.derivative, strict=True)
-        return [name for name, smooth in pairs if smooth and name in kept]
-
-    readers = dict.fromkeys(kept, 0)
-    on_path = [n for n in graph.nodes if source not in n.outputs and not kept.isdisjoint(n.smooth)]
-    on_path = [node for node in on_path if edges(node)]
-    for node in on_path:
-        for name in edges(node):
-            readers[name] += 1
-
-    values: list[str] = [source]
-    stretches: list[tuple[Node, ...]] = []
-    live, between = {source}, []
-    for node in on_path:
-        between.append(node)
-        for name in edges(node):
-            readers[name] -= 1
-            if readers[name] == 0:
-                live.discard(name)
-        made = [name for name in node.smooth if name in kept]
-        live.update(made)
-        if live == set(made) and len(made) == 1:
-            values += made
-            stretches.append(tuple(between))
-            between = []
-    return _join(source, sink, values, stretches)
+def _sinks(graph: Graph, downstream: set[str]) -> list[str]:
+    """Floating outputs, most parameters on the way first, each further one bringing new ones."""
+    covered = dict.fromkeys(downstream, 0)
+    for node in graph.nodes:
+        made = [name for name in node.smooth if name in downstream]
+        if made:
+            before = max((covered[n] for n in node.inputs if n in downstream), default=0)
+            covered.update(dict.fromkeys(made, before + graph.parameters([node.index])))
+    outputs = [n for n in graph.outputs if n in downstream and graph.value(n).is_float]
+    sinks: list[str] = []
+    seen: set[int] = set()
+    for sink in sorted(dict.fromkeys(outputs), key=lambda name: -covered[name]):
+        fresh = _makers(graph, sink, seen)
+        if graph.parameters(fresh) or not sinks:
+            sinks.append(sink)
+    return sinks
 
 
-def _join(source: str, sink: str, values: list[str], stretches: list[tuple[Node, ...]]) -> Chain:
+def _makers(graph: Graph, name: str, seen: set[int]) -> list[int]:
+    """Nodes behind a value that are not in `seen`, which is extended by them."""
+    found: list[int] = []
+    waiting = [name]
+    while waiting:
+        maker = graph.producer.get(waiting.pop())
+        if maker is not None and maker.index not in seen:
+            seen.add(maker.index)
+            found.append(maker.index)
+            waiting += [name for name in maker.inputs if name]
+    return found
+
+
+class _Streams:
+    """The cuts of all sources towards one sink, and which stream each belongs to."""
+
+    def __init__(
+        self, graph: Graph, sources: Iterable[str], sink: str, downstream: set[str]
+    ) -> None:
+        self.graph = graph
+        self.sink = sink
+        self.kept = downstream & graph.ancestors([sink])
+        self.tree = self._tree()
+        self.next: dict[str, str] = {}
+        for source in sources:
+            value = source if source in self.kept else sink
+            while value != sink and value not in self.next:
+                self.next[value] = value = self._next(value)
+        self._choose()
+
+    def _tree(self) -> Tree[str | int]:
+        """Post-dominators of the kept values (by name) and of the nodes between (by index)."""
+        tree = Tree[str | int](self.sink)
+        graph = self.graph
+        for node in reversed(graph.nodes):
+            made = [name for name in node.smooth if name in self.kept]
+            for name in made:
+                self._hang(tree, name)
+            if made:
+                tree.hang(node.index, made)
+        for name in graph.inputs:
+            if name in self.kept:
+                self._hang(tree, name)
+        return tree
+
+    def _hang(self, tree: Tree[str | int], name: str) -> None:
+        if name != self.sink:
+            tree.hang(name, [node.index for node in self._readers(name)])
+
+    def _readers(self, name: str) -> list[Node]:
+        """Nodes through which a derivative flows on from the value to the sink."""
+        return [
+            node
+            for node in self.graph.consumers.get(name, ())
+            if not self.kept.isdisjoint(node.smooth)
+            and any(d and i == name for i, d in zip(node.inputs, node.derivative, strict=True))
+        ]
+
+    def _next(self, value: str) -> str:
+        """The next cut on every path from `value` to the sink."""
+        vertex = self.tree.parent(value)
+        while not isinstance(vertex, str):
+            vertex = self.tree.parent(vertex)
+        return vertex
+
+    def _choose(self) -> None:
+        """For each cut the one before it in its stream, front to back."""
+        order = dict.fromkeys(self.graph.inputs, -1)
+        order |= {name: node.index for node in self.graph.nodes for name in node.outputs}
+        before: dict[str, list[str]] = {}
+        for value, following in self.next.items():
+            before.setdefault(following, []).append(value)
+        self.steps: dict[str, tuple[str, tuple[Node, ...]]] = {}
+        self.covered = dict.fromkeys([*self.next, self.sink], 0)
+        for cut in sorted(before, key=order.__getitem__):
+            candidates = []
+            for value in sorted(before[cut], key=order.__getitem__):
+                stretch = self._between(value, cut)
+                covered = self.covered[value] + _weight(self.graph, value, cut, stretch)
+                candidates.append((is_residual([value], stretch, cut), covered, value, stretch))
+            _, covered, value, stretch = max(candidates, key=lambda c: c[:2])
+            self.steps[cut] = (value, stretch)
+            self.covered[cut] = covered
+
+    def _between(self, start: str, stop: str) -> tuple[Node, ...]:
+        """Nodes on differentiable paths from one cut to a later one, in topological order."""
+        found: dict[int, Node] = {}
+        waiting = [start]
+        while waiting:
+            for node in self._readers(waiting.pop()):
+                if node.index not in found:
+                    found[node.index] = node
+                    waiting += [v for v in node.smooth if v in self.kept and v != stop]
+        return tuple(found[index] for index in sorted(found))
+
+    def paths(self) -> list[list[Step]]:
+        """Each stream as its cut values in order, the stream with most parameters first."""
+        inner = {value for value, _ in self.steps.values()}
+        ends = [value for value in [*self.next, self.sink] if value not in inner]
+        paths = []
+        for end in sorted(dict.fromkeys(ends), key=lambda name: -self.covered[name]):
+            path: list[Step] = []
+            value = end
+            while value in self.steps:
+                before, stretch = self.steps[value]
+                path.append((value, stretch))
+                value = before
+            paths.append([(value, ()), *reversed(path)])
+        return paths
+
+
+def _weight(graph: Graph, start: str, stop: str, stretch: Iterable[Node]) -> int:
+    """Parameters between two cuts, if one map could stand there."""
+    agree = graph.static_dims_agree(start, stop)
+    return graph.parameters(node.index for node in stretch) if agree else 0
+
+
+def is_residual(entries: Iterable[str], stretch: Iterable[Node], exit_: str) -> bool:
+    """Whether sums and cheap operations alone lead from one cut to the next."""
+    reached = set(entries)
+    for node in stretch:
+        if node.kind in JOINING and not reached.isdisjoint(node.inputs):
+            reached.update(node.outputs)
+    return exit_ in reached
+
+
+def _fresh(path: list[Step], claimed: set[str], hidden: set[str]) -> list[Step]:
+    """The part of a path that no chain describes yet: it may branch off one, not run inside one."""
+    start = max((i for i, (value, _) in enumerate(path) if value in claimed), default=0)
+    fresh = path[start : start + 1]
+    for step in path[start + 1 :]:
+        if step[0] in hidden:
+            break
+        fresh.append(step)
+    is_inside = fresh[0][0] in hidden and fresh[0][0] not in claimed
+    return [] if is_inside else [(fresh[0][0], ()), *fresh[1:]]
+
+
+def _join(path: list[Step]) -> Chain | None:
     """Merge neighbouring cut values that only cheap operations separate into one Cut."""
-    places: list[list[str]] = [[values[0]]]
+    places: list[list[str]] = [[path[0][0]]]
     kept: list[tuple[Node, ...]] = []
-    for value, stretch in zip(values[1:], stretches, strict=True):
+    for value, stretch in path[1:]:
         if _is_cheap(stretch):
             places[-1].append(value)
         else:
             places.append([value])
             kept.append(stretch)
-    return Chain(source, sink, tuple(Cut(tuple(place)) for place in places), tuple(kept))
+    if len(places) < 2:
+        return None
+    cuts = tuple(Cut(tuple(place)) for place in places)
+    return Chain(path[0][0], path[-1][0], cuts, tuple(kept))
 
 
 def _is_cheap(stretch: tuple[Node, ...]) -> bool:
@@ -154,7 +276,6 @@ def _is_cheap(stretch: tuple[Node, ...]) -> bool:
 def _covered(graph: Graph, chain: Chain) -> int:
     """Parameters between neighbouring cuts whose static dimensions agree."""
     return sum(
-        graph.parameters(node.index for node in stretch)
+        _weight(graph, entry.last, exit_.first, stretch)
         for entry, exit_, stretch in zip(chain.cuts, chain.cuts[1:], chain.stretches, strict=False)
-        if graph.static_dims_agree(entry.last, exit_.first)
     )

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from functools import cached_property
+from heapq import heappop, heappush
 
 Dim = int | str | None
 Shape = tuple[Dim, ...]
@@ -48,7 +49,8 @@ class Constant(Value):
 class Kind(Enum):
     """What a node does to a value, as far as the analysis needs to know."""
 
-    VIEW = "view"  # the same numbers in another layout or dtype
+    VIEW = "view"  # the same numbers in another shape or dtype
+    PERMUTE = "permute"  # the same numbers with the axes in another order
     POINTWISE = "pointwise"  # one number in, one out, at the same place
     NORM = "norm"  # rescales a row by its own statistics
     REDUCE = "reduce"  # folds an axis away or to one
@@ -58,7 +60,7 @@ class Kind(Enum):
     OTHER = "other"
 
 
-JOINING = frozenset({Kind.VIEW, Kind.POINTWISE, Kind.NORM, Kind.ADD})
+JOINING = frozenset({Kind.VIEW, Kind.PERMUTE, Kind.POINTWISE, Kind.NORM, Kind.ADD})
 """Kinds cheap enough that the values before and after them are one place in the stream."""
 
 
@@ -164,6 +166,36 @@ class Graph:
                 if node.kind is not Kind.SHAPE:
                     wanted.update(name for name in node.inputs if name and name not in given)
         return found
+
+    @cached_property
+    def needed(self) -> frozenset[int]:
+        """Indices of the nodes that some output needs."""
+        return frozenset(self.needed_by(self.outputs))
+
+    def freed_by(self, exit_: str, entry: str) -> frozenset[int]:
+        """Indices of the nodes that no output needs any more once `exit_` is made from `entry`."""
+        freed: set[int] = set()
+
+        def is_read(name: str) -> bool:
+            return name in self.outputs or any(
+                reader.index in self.needed
+                and reader.index not in freed
+                and reader.kind is not Kind.SHAPE
+                for reader in self.consumers.get(name, ())
+            )
+
+        waiting = [-self.producer[exit_].index]  # the latest first: readers come before makers
+        while waiting:
+            node = self.nodes[-heappop(waiting)]
+            made = [name for name in node.outputs if name and name != exit_]
+            if node.index in freed or node.index not in self.needed:
+                continue
+            if entry not in made and not any(map(is_read, made)):
+                freed.add(node.index)
+                for name in node.inputs:
+                    if name in self.producer:
+                        heappush(waiting, -self.producer[name].index)
+        return frozenset(freed)
 
     @cached_property
     def constants_of(self) -> Mapping[int, frozenset[str]]:

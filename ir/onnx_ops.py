@@ -8,9 +8,7 @@ from __future__ import annotations
 
 from .graph import Kind
 
-VIEWS = frozenset(
-    "Cast CastLike Reshape Transpose Flatten Squeeze Unsqueeze Identity Dropout".split()
-)
+VIEWS = frozenset("Cast CastLike Reshape Flatten Squeeze Unsqueeze Identity Dropout".split())
 POINTWISE = frozenset(
     "Relu LeakyRelu PRelu Elu Selu Celu Sigmoid HardSigmoid HardSwish Swish Tanh Softplus Softsign "
     "Mish Gelu FastGelu QuickGelu BiasGelu ThresholdedRelu Erf Exp Log Sqrt Reciprocal Neg Abs Pow "
@@ -74,6 +72,7 @@ INTEGER_TYPES = frozenset({2, 3, 4, 5, 6, 7, 8, 9, 12, 13, 21, 22})
 
 KINDS: dict[str, Kind] = {
     **dict.fromkeys(VIEWS, Kind.VIEW),
+    "Transpose": Kind.PERMUTE,
     **dict.fromkeys(POINTWISE, Kind.POINTWISE),
     **dict.fromkeys(NORMS, Kind.NORM),
     **dict.fromkeys(REDUCTIONS, Kind.REDUCE),

@@ -10,7 +10,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from .blocks import Anatomy
-from .graph import JOINING, Graph, Kind, Node, Shape
+from .cuts import is_residual
+from .graph import Graph, Kind, Node, Shape
 
 ObservedShapes = Mapping[str, Sequence[tuple[int, ...]]]
 """Per value, the shapes it took on calibration batches of different size."""
@@ -79,7 +80,7 @@ def prove(
         reasons.append(reason)
     else:
         return Refusal(start, stop, name, reasons[0], maker)
-    removed = _removed(graph, entry, exit_)
+    removed = graph.freed_by(exit_, entry)
     escape = _escape(graph, anatomy, start, stop, removed)
     if escape is not None:
         node, reason = escape
@@ -146,17 +147,8 @@ def _mismatch(
 
 def _is_residual(anatomy: Anatomy, index: int) -> bool:
     """Whether sums and cheap operations alone lead from one cut to the next."""
-    reached = set(anatomy.chain.cuts[index].values)
-    for node in anatomy.chain.stretches[index]:
-        if node.kind in JOINING and not reached.isdisjoint(node.inputs):
-            reached.update(node.outputs)
-    return anatomy.chain.cuts[index + 1].first in reached
-
-
-def _removed(graph: Graph, entry: str, exit_: str) -> frozenset[int]:
-    """Nodes that no output needs once the exit is made from the entry."""
-    alive = graph.needed_by({*graph.outputs, entry}, given=frozenset({exit_}))
-    return frozenset(graph.needed_by(graph.outputs) - alive)
+    cuts, stretches = anatomy.chain.cuts, anatomy.chain.stretches
+    return is_residual(cuts[index].values, stretches[index], cuts[index + 1].first)
 
 
 def _escape(

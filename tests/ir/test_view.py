@@ -90,7 +90,7 @@ def test_indices_and_masks_beside_an_output_are_not_smooth(op: str, smooth: int)
         ("Add", Kind.ADD, None),
         ("LayerNormalization", Kind.NORM, -1),
         ("BatchNormalization", Kind.NORM, 1),
-        ("Transpose", Kind.VIEW, None),
+        ("Transpose", Kind.PERMUTE, None),
         ("ReduceMean", Kind.REDUCE, None),
         ("Gather", Kind.LOOKUP, None),
         ("Shape", Kind.SHAPE, None),

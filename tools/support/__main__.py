@@ -1,0 +1,70 @@
+"""Make the support table: `python -m blockfold.tools.support > docs/support.md`."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from collections.abc import Iterable
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+from .exporters import EXPORTERS
+from .trial import Row, try_subject
+from .zoo import ZOO
+
+HEADER = """# Support table
+
+Small networks built from `transformers` configurations with random weights, exported by torch's two
+exporters. For each: how many blocks are found (per stream) and how many its configuration has, and
+what happens when the first and the middle block of each stream are replaced by a given affine map:
+the largest difference between onnxruntime and torch with the same map put in by a hook, at three
+sizes of batch and length, relative to the largest output. A dash means that nothing was left in the
+file that no output needs.
+
+"""
+
+
+def main(names: list[str]) -> None:
+    """Print the table for all networks, or for those named."""
+    print(HEADER, end="")
+    packages = ("torch", "transformers", "onnx", "onnxscript")
+    print("Made with " + ", ".join(f"{name} {version(name)}" for name in packages) + ".\n")
+    print("| network | exporter | blocks | of | replaced | worst difference | left over |")
+    print("| --- | --- | --- | --- | --- | --- | --- |")
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        for subject in ZOO:
+            if not names or subject.name in names:
+                for exporter in EXPORTERS:
+                    print(_line(try_subject(subject, exporter, Path(folder))), flush=True)
+
+
+def _line(row: Row) -> str:
+    if row.failure:
+        return _cells(row.subject, row.exporter, "", _sum(row.expected), row.failure, "", "")
+    refusals = [f"{swap.block}: {swap.refusal}" for swap in row.swaps if swap.refusal]
+    errors = [swap.error for swap in row.swaps if swap.error is not None]
+    left = [name for swap in row.swaps for name in swap.leftovers]
+    return _cells(
+        row.subject,
+        row.exporter,
+        _sum(row.found),
+        _sum(row.expected),
+        "; ".join([f"{len(errors)} of {len(row.swaps)}", *refusals[:1]]),
+        f"{max(errors):.1e}" if errors else "",
+        ", ".join(left) or "-",
+    )
+
+
+def _sum(counts: Iterable[int]) -> str:
+    return " + ".join(map(str, counts))
+
+
+def _cells(*cells: str) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
