@@ -1,22 +1,25 @@
 """Clean up: drop the nodes and weights that no output needs any more.
 
     before   Shape(x) -> Reshape's lengths,  x = MatMul(...) read by that Shape alone
-    after    Shape(y) with y a living value of the same shape; the MatMul is gone
+    after    Gather(Shape(y), axes) with y a living value; the MatMul is gone
 
-What only a Shape or Size still asks for is not worth computing: it is asked of a living value
-instead, where one is proved to have the same shape.
+What only a Shape still asks for is not worth computing: its lengths are asked of living values
+instead, wherever they can be traced to some. Index arithmetic is left as it is: it costs nothing.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar
 
-from ..ir.graph import Constant, Graph, Kind, Node, Shape
-from ..ir.onnx_door import Delta, apply
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from ..ir.graph import Graph, Kind, Node
+from ..ir.onnx_dims import Dim, Dims, Length, Lengths
+from ..ir.onnx_door import Delta, apply, insert
 from ..ir.onnx_file import OnnxModel
 from .base import Pass, PassError, PassResult
-
-SAME_SHAPE = frozenset({Kind.POINTWISE, Kind.NORM})
 
 
 class Cleanup(Pass):
@@ -27,21 +30,17 @@ class Cleanup(Pass):
     def run(self, model: OnnxModel) -> PassResult:
         graph = model.graph
         delta = Delta()
-        alive = graph.needed_by(graph.outputs)
-        while zombies := _zombies(graph, alive):
-            alive |= graph.needed_by(zombies)
-        for index in alive:
-            node = graph.nodes[index]
-            if node.kind is Kind.SHAPE and not _is_alive(graph, node.inputs[0], alive):
-                twin = _living_twin(graph, node.inputs[0], alive)
-                delta.renamed_inputs[index] = {node.inputs[0]: twin or node.inputs[0]}
-        delta.removed = {node.index for node in graph.nodes} - alive
-        read = {name for index in alive for name in graph.nodes[index].inputs}
+        alive, rewritten = _alive(model)
+        for index, dims in rewritten.items():
+            _ask_elsewhere(model, delta, graph.nodes[index], dims)
+        delta.removed |= {node.index for node in graph.nodes} - alive
+        read = {n for index in alive - set(rewritten) for n in graph.nodes[index].inputs}
         kept = read | set(graph.outputs) | {value.name for value in model.proto.graph.input}
         delta.dropped = {t.name for t in model.proto.graph.initializer} - kept
-        changes = [f"removed {graph.nodes[index]}" for index in sorted(delta.removed)]
+        dead = sorted({node.index for node in graph.nodes} - alive)
+        changes = [f"removed {graph.nodes[index]}" for index in dead]
         changes += [f"dropped weight {name!r}" for name in sorted(delta.dropped)]
-        changes += [f"rewrote {graph.nodes[index]}" for index in sorted(delta.renamed_inputs)]
+        changes += [f"rewrote {graph.nodes[index]}" for index in sorted(rewritten)]
         return PassResult(apply(model, delta), tuple(changes))
 
     def ensures(self, before: OnnxModel, result: PassResult) -> None:
@@ -53,52 +52,85 @@ class Cleanup(Pass):
                 raise PassError(f"weight {tensor.name!r} is read by nothing")
 
 
-def _zombies(graph: Graph, alive: set[int]) -> set[str]:
-    """Values of which only a length is asked, and no living value is proved to have the same."""
-    asked = (graph.nodes[index] for index in alive)
-    names = {node.inputs[0] for node in asked if node.kind is Kind.SHAPE}
-    return {
-        name
-        for name in names
-        if not _is_alive(graph, name, alive) and _living_twin(graph, name, alive) is None
-    }
+def _alive(model: OnnxModel) -> tuple[set[int], dict[int, Dims]]:
+    """Nodes to keep, and for each Shape among them whose value is dead: the lengths it gives."""
+    graph = model.graph
+    alive = graph.needed_by(graph.outputs)
+    lengths: Lengths | None = None
+    while True:
+        rewritten: dict[int, Dims] = {}
+        zombies: set[str] = set()
+        for node in (graph.nodes[index] for index in sorted(alive)):
+            if node.kind is Kind.SHAPE and not _lives(graph, node.inputs[0], alive):
+                lengths = lengths or Lengths(model)
+                dims = _traced(graph, lengths, node, alive)
+                if dims is None:
+                    zombies.add(node.inputs[0])
+                else:
+                    rewritten[node.index] = dims
+        if not zombies:
+            return alive, rewritten
+        alive |= graph.needed_by(zombies)
 
 
-def _is_alive(graph: Graph, name: str, alive: set[int]) -> bool:
+def _traced(graph: Graph, lengths: Lengths, node: Node, alive: set[int]) -> Dims | None:
+    """The lengths that a Shape gives, if all can be had from living values."""
+    asked = node.inputs[0]
+    dims = lengths.given_by(node)
+    if dims is None or graph.value(asked).is_known_not_float:
+        return None
+    is_had = all(isinstance(d, int) or _lives(graph, d.value, alive) for d in dims)
+    return dims if is_had else None
+
+
+def _lives(graph: Graph, name: str, alive: set[int]) -> bool:
     maker = graph.producer.get(name)
     return maker is None or maker.index in alive
 
 
-def _living_twin(graph: Graph, name: str, alive: set[int]) -> str | None:
-    """A value that is computed anyway and provably has the same shape as `name`."""
-    while not _is_alive(graph, name, alive):
-        maker = graph.producer[name]
-        source = _shape_source(graph, maker)
-        if source is None:
-            return None
-        name = source
-    return name
+def _ask_elsewhere(model: OnnxModel, delta: Delta, node: Node, dims: Dims) -> None:
+    """Let the lengths that a Shape gives be put together from those of living values."""
+    runs = _runs(dims)
+    nodes: list[gs.Node] = []
+    parts: list[gs.Variable | gs.Constant] = []
+    for number, run in enumerate(runs):
+        name = f"{node.outputs[0]}/length {number}"
+        start = run[0]
+        if isinstance(start, Length):
+            nodes += _shape_of(start, len(run), name)
+            parts += nodes[-1].outputs
+        else:
+            parts.append(gs.Constant(name, np.array(run, np.int64)))
+    exit_ = gs.Variable(node.outputs[0])
+    if len(parts) == len(nodes) // 2 == 1:
+        nodes[-1].outputs = [exit_]
+    else:
+        label = f"{node.name}/lengths"
+        nodes.append(gs.Node("Concat", label, {"axis": 0}, inputs=parts, outputs=[exit_]))
+    insert(model, delta, node.outputs[0], nodes, {})
 
 
-def _shape_source(graph: Graph, node: Node) -> str | None:
-    """The one input whose shape the node's output has, if that is certain."""
-    if node.kind not in SAME_SHAPE and node.op not in ("Cast", "Identity", "Softmax", "Add"):
-        return None
-    flowing = [name for name in node.inputs if name and name not in graph.constants]
-    if len(flowing) != 1:
-        return None
-    dims = graph.value(flowing[0]).shape or ()
-    for name in node.inputs:
-        if name in graph.constants and not _broadcasts_into(graph.constants[name], dims):
-            return None
-    return flowing[0]
+def _runs(dims: Sequence[Dim]) -> list[list[Dim]]:
+    """Stretches of neighbouring axes of one value, and stretches of numbers."""
+    runs: list[list[Dim]] = []
+    for dim in dims:
+        last = runs[-1][-1] if runs else None
+        if isinstance(dim, int):
+            goes_on = isinstance(last, int)
+        else:
+            goes_on = last == Length(dim.value, dim.axis - 1)
+        if goes_on:
+            runs[-1].append(dim)
+        else:
+            runs.append([dim])
+    return runs
 
 
-def _broadcasts_into(constant: Constant, dims: Shape) -> bool:
-    """Whether an operation with the constant surely leaves the dimensions as they are."""
-    own = constant.shape or ()
-    if constant.elements == 1:
-        return len(own) <= max(1, len(dims))
-    return len(own) <= len(dims) and all(
-        a in (1, b) for a, b in zip(reversed(own), reversed(dims), strict=False)
-    )
+def _shape_of(first: Length, count: int, name: str) -> list[gs.Node]:
+    """Nodes that give `count` lengths of a value from one axis on."""
+    whole, part = gs.Variable(f"{name}/shape"), gs.Variable(name)
+    axes = gs.Constant(f"{name}/axes", np.arange(first.axis, first.axis + count, dtype=np.int64))
+    return [
+        gs.Node("Shape", f"{name}/Shape", inputs=[gs.Variable(first.value)], outputs=[whole]),
+        gs.Node("Gather", f"{name}/Gather", inputs=[whole, axes], outputs=[part]),
+    ]

@@ -21,7 +21,7 @@ from ...ir.blocks import Anatomy, Block, anatomy
 from ...ir.cuts import find_chains
 from ...ir.graph import Graph
 from ...ir.onnx_file import OnnxModel, read
-from ...ir.spans import ObservedShapes, Refusal, Span, prove
+from ...ir.spans import ObservedShapes, Refusal, prove
 from ...passes.pipeline import ALL_PASSES, rewrite
 from ...passes.replacement import Replacement
 from .exporters import EXPORTERS, call, quiet
@@ -153,9 +153,10 @@ def replaced(
 
 
 def leftovers(graph: Graph) -> tuple[str, ...]:
-    """Nodes and weights that no output needs; to be asked for its length is no need."""
+    """Floating computations and weights that no output needs; its length alone is no need."""
     needed = graph.needed_by(graph.outputs)
-    nodes = [str(node) for node in graph.nodes if node.index not in needed]
+    idle = [node for node in graph.nodes if node.index not in needed]
+    nodes = [str(n) for n in idle if not all(graph.value(v).is_known_not_float for v in n.outputs)]
     read = {name for node in graph.nodes for name in node.inputs} | set(graph.outputs)
     literals = set(graph.producer)
     return (*nodes, *(n for n in graph.constants if n not in read and n not in literals))
