@@ -6,9 +6,11 @@ basic block. A block is the shortest run of units that repeats along the chain.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from bisect import bisect_left, bisect_right
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from functools import cached_property
+from itertools import accumulate, groupby
 
 from .cuts import Chain, Cut
 from .graph import Constant, Graph, Kind, Node
@@ -23,6 +25,10 @@ class Unit:
     name: str
     parameters: int
 
+    @property
+    def stop(self) -> int:
+        return self.start + 1
+
 
 @dataclass(frozen=True)
 class Block:
@@ -35,7 +41,7 @@ class Block:
 
 @dataclass(frozen=True)
 class Anatomy:
-    """A chain with its units and blocks."""
+    """A chain with its units and blocks, both in order."""
 
     chain: Chain
     units: tuple[Unit, ...]
@@ -43,12 +49,27 @@ class Anatomy:
 
     def block_share(self, start: int, stop: int) -> float:
         """How many blocks lie between two cuts, a unit counting as its share of parameters."""
-        total = 0.0
+        return self._shares[stop] - self._shares[start]
+
+    def blocks_between(self, start: int, stop: int) -> tuple[Block, ...]:
+        """The blocks that lie between two cuts as a whole."""
+        first = bisect_left(self.blocks, start, key=lambda block: block.start)
+        last = bisect_right(self.blocks, stop, key=lambda block: block.stop)
+        return self.blocks[first:last]
+
+    def block_of(self, unit: int) -> Block | None:
+        """The block that a unit is part of, if any."""
+        at = bisect_right(self.blocks, unit, key=lambda block: block.start) - 1
+        return self.blocks[at] if at >= 0 and unit < self.blocks[at].stop else None
+
+    @cached_property
+    def _shares(self) -> tuple[float, ...]:
+        """Per cut, how many blocks lie before it."""
+        shares = [0.0] * len(self.units)
         for block in self.blocks:
-            sizes = {u.start: u.parameters for u in self.units[block.start : block.stop]}
-            inside = sum(size for at, size in sizes.items() if start <= at < stop)
-            total += inside / max(1, sum(sizes.values()))
-        return total
+            sizes = [max(1, unit.parameters) for unit in self.units[block.start : block.stop]]
+            shares[block.start : block.stop] = [size / sum(sizes) for size in sizes]
+        return (0.0, *accumulate(shares))
 
 
 def anatomy(graph: Graph, chain: Chain) -> Anatomy:
@@ -92,7 +113,7 @@ def _block_ranges(graph: Graph, chain: Chain) -> list[tuple[int, int]]:
     return sorted(ranges)
 
 
-def _repeats(signatures: Sequence[object]) -> list[tuple[int, int]]:
+def _repeats(signatures: Sequence[Hashable]) -> list[tuple[int, int]]:
     """Ranges of the repeats of the period that covers most of the sequence, the shortest such."""
     best: list[tuple[int, int]] = []
     for period in range(1, len(signatures) // 2 + 1):
@@ -108,10 +129,12 @@ def _repeats(signatures: Sequence[object]) -> list[tuple[int, int]]:
             start = start + repeats * period if repeats >= 2 else start + 1
         if sum(b - a for a, b in ranges) > sum(b - a for a, b in best):
             best = ranges
+        if sum(b - a for a, b in best) == len(signatures):
+            break
     return best
 
 
-def _signature(graph: Graph, nodes: Sequence[Node]) -> tuple[object, ...]:
+def _signature(graph: Graph, nodes: Sequence[Node]) -> tuple[Hashable, ...]:
     """What makes two units alike: the shapes of their matrices and how often axes change places.
 
     Norms, masks and positions are spelled in many ways, sometimes differently from layer to layer

@@ -168,6 +168,11 @@ class Graph:
         return found
 
     @cached_property
+    def given(self) -> frozenset[str]:
+        """The outputs as a set."""
+        return frozenset(self.outputs)
+
+    @cached_property
     def needed(self) -> frozenset[int]:
         """Indices of the nodes that some output needs."""
         return frozenset(self.needed_by(self.outputs))
@@ -177,7 +182,7 @@ class Graph:
         freed: set[int] = set()
 
         def is_read(name: str) -> bool:
-            return name in self.outputs or any(
+            return name in self.given or any(
                 reader.index in self.needed
                 and reader.index not in freed
                 and reader.kind is not Kind.SHAPE

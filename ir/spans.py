@@ -103,21 +103,20 @@ def prove(
 
 def span_name(anatomy: Anatomy, start: int, stop: int) -> str:
     """A name for people: the blocks it covers, or the units where it covers no whole block."""
-    whole = [b.name for b in anatomy.blocks if start <= b.start and b.stop <= stop]
-    covered = sum(b.stop - b.start for b in anatomy.blocks if start <= b.start and b.stop <= stop)
-    if whole and covered == stop - start:
-        return whole[0] if len(whole) == 1 else f"{whole[0]} .. {whole[-1]}"
-    parts = [_unit_name(anatomy, i) for i in range(start, stop)]
+    blocks = anatomy.blocks_between(start, stop)
+    if blocks and sum(block.stop - block.start for block in blocks) == stop - start:
+        parts = [block.name for block in blocks]
+    else:
+        parts = [_unit_name(anatomy, i) for i in range(start, stop)]
     return parts[0] if len(parts) == 1 else f"{parts[0]} .. {parts[-1]}"
 
 
 def _unit_name(anatomy: Anatomy, index: int) -> str:
-    for block in anatomy.blocks:
-        if block.start <= index < block.stop:
-            if block.stop - block.start == 1:
-                return block.name
-            return f"{block.name} ({index - block.start + 1}/{block.stop - block.start})"
-    return anatomy.units[index].name
+    block = anatomy.block_of(index)
+    if block is None:
+        return anatomy.units[index].name
+    count = block.stop - block.start
+    return block.name if count == 1 else f"{block.name} ({index - block.start + 1}/{count})"
 
 
 def _mismatch(
@@ -159,7 +158,7 @@ def _escape(
     path = {node.index for node in inside}
     outlives = None
     for node in inside:
-        made = [name for name in node.outputs if name in graph.outputs]
+        made = [name for name in node.outputs if name in graph.given]
         if made and made[0] != anatomy.chain.cuts[stop].first:
             return node, f"the graph output {made[0]!r} is made inside it"
         if node.index not in removed:

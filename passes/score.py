@@ -82,7 +82,7 @@ def offered(
     spans: list[Span] = []
     refusals: list[Refusal] = []
     for stream in streams:
-        ends = [(u.start, u.start + 1) for u in stream.units]
+        ends = [(u.start, u.stop) for u in stream.units]
         ends += [(b.start, b.stop) for b in stream.blocks]
         for start, stop in dict.fromkeys(ends):
             proved = prove(graph, stream, start, stop, observed)

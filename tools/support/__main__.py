@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from importlib.metadata import version
 from pathlib import Path
 
+import click
 import torch
 
 from .exporters import EXPORTERS
@@ -28,17 +29,17 @@ file that no output needs.
 
 def main(names: list[str]) -> None:
     """Print the table for all networks, or for those named."""
-    print(HEADER, end="")
+    click.echo(HEADER, nl=False)
     packages = ("torch", "transformers", "onnx", "onnxscript")
-    print("Made with " + ", ".join(f"{name} {version(name)}" for name in packages) + ".\n")
-    print("| network | exporter | blocks | of | replaced | worst difference | left over |")
-    print("| --- | --- | --- | --- | --- | --- | --- |")
+    click.echo("Made with " + ", ".join(f"{name} {version(name)}" for name in packages) + ".\n")
+    click.echo("| network | exporter | blocks | of | replaced | worst difference | left over |")
+    click.echo("| --- | --- | --- | --- | --- | --- | --- |")
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         for subject in ZOO:
             if not names or subject.name in names:
                 for exporter in EXPORTERS:
-                    print(_line(try_subject(subject, exporter, Path(folder))), flush=True)
+                    click.echo(_line(try_subject(subject, exporter, Path(folder))))
 
 
 def _line(row: Row) -> str:

@@ -33,15 +33,13 @@ class ByOrder(nn.Module):
 def call(module: nn.Module, inputs: Inputs) -> list[torch.Tensor]:
     """All tensors the module gives, in the order of the exported outputs."""
     with torch.no_grad():
-        if isinstance(module, WithCache):
-            made = module(*inputs.values())
-        else:
-            made = module(**inputs)
+        by_order = isinstance(module, WithCache)
+        made = module(*inputs.values()) if by_order else module(**inputs)
     leaves = torch.utils._pytree.tree_leaves(made)
     return [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
 
 
-def dynamic_shapes(subject: Subject) -> Mapping[str, Any] | tuple[Any, ...]:
+def dynamic_shapes(subject: Subject) -> dict[str, Any] | tuple[Any, ...]:
     """The subject's dynamic axes in the form that torch.export asks for."""
     dims = {
         name: dict.fromkeys(axes, torch.export.Dim.DYNAMIC)

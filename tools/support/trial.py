@@ -21,7 +21,7 @@ from ...ir.blocks import Anatomy, Block, anatomy
 from ...ir.cuts import find_chains
 from ...ir.graph import Graph
 from ...ir.onnx_file import OnnxModel, read
-from ...ir.spans import ObservedShapes, Refusal, prove
+from ...ir.spans import ObservedShapes, Refusal, Span, prove
 from ...passes.pipeline import ALL_PASSES, rewrite
 from ...passes.replacement import Replacement
 from .exporters import EXPORTERS, call, quiet
@@ -34,7 +34,7 @@ TOLERANCE = 1e-5
 class Swap:
     """One block replaced: the worst difference to torch over all sizes, or why it was refused.
 
-    `error` is max |onnxruntime - torch| over max(1, max |torch|). `leftovers` are nodes and
+    `error` is max |onnxruntime - torch| / max |torch|. `leftovers` are nodes and
     weights of the result that no output needs, zombies behind a Shape included.
     """
 
@@ -74,43 +74,72 @@ def try_subject(subject: Subject, exporter: str, folder: Path) -> Row:
     model = read(file)
     streams = [anatomy(model.graph, chain) for chain in find_chains(model.graph)]
     streams = [stream for stream in streams if stream.blocks]
-    swaps = []
+    swaps: list[Swap] = []
     for paths in expected:
         stream = next((s for s in streams if _is_called(s.blocks[0], paths[0])), None)
-        if stream is None:
-            continue
-        for index in dict.fromkeys([0, len(paths) // 2]):
-            swaps.append(_swap(subject, module, model, stream, index, paths[index]))
+        if stream is not None:
+            swaps += _swaps(Case(subject, module, model, stream, paths))
     found = tuple(len(stream.blocks) for stream in streams)
     return Row(subject.name, exporter, counts, found, tuple(swaps))
 
 
-def _swap(
-    subject: Subject, module: nn.Module, model: OnnxModel, stream: Anatomy, index: int, path: str
-) -> Swap:
-    """Replace block `index` of the stream in the file, and the module `path` in torch."""
-    block = stream.blocks[index]
-    if not _is_called(block, path):
-        return Swap(block.name, refusal=f"is not {path}")
-    observed = _observe(subject, model, stream)
-    span = prove(model.graph, stream, block.start, block.stop, observed)
+@dataclass(frozen=True)
+class Case:
+    """One stream of an exported network, and the paths of its blocks in torch."""
+
+    subject: Subject
+    module: nn.Module
+    model: OnnxModel
+    stream: Anatomy
+    paths: Sequence[str]
+
+
+def _swaps(case: Case) -> list[Swap]:
+    """The first block, and of the others the one nearest to the middle that may be replaced."""
+    observed = _observe(case)
+    proved = [
+        prove(case.model.graph, case.stream, block.start, block.stop, observed)
+        for block in case.stream.blocks
+    ]
+    middle = len(proved) // 2
+    order = sorted(
+        range(1, len(proved)), key=lambda i: (isinstance(proved[i], Refusal), abs(i - middle))
+    )
+    return [_swap(case, index, proved[index], observed) for index in (0, *order[:1])]
+
+
+def _swap(case: Case, index: int, span: Span | Refusal, observed: ObservedShapes) -> Swap:
+    """Replace block `index` of the stream in the file, and the module it came from in torch."""
+    block = case.stream.blocks[index]
     if isinstance(span, Refusal):
         return Swap(block.name, refusal=f"{span.reason} ({span.node})")
-    width = observed[span.exit][0][span.channel_axis]
-    generator = np.random.default_rng(index)
+    if not _is_called(block, case.paths[index]):
+        return Swap(block.name, refusal=f"is not {case.paths[index]}")
+    W, b = given_map(observed[span.exit][0][span.channel_axis], index)
+    solution = Solution(W, b, ridge=0.0, rows=len(b), rank=len(b), condition=1.0)
+    result = rewrite(case.model, [Replacement(span, solution, 0.0)], {}, ALL_PASSES).model
+    worst = compare(case, result, case.paths[index], W, b)
+    return Swap(block.name, worst, leftovers(result.graph))
+
+
+def given_map(width: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """A random map that keeps the size of a stream: W (width, width) and b (width,)."""
+    generator = np.random.default_rng(seed)
     W = generator.standard_normal((width, width)) / np.sqrt(width)
-    b = generator.standard_normal(width)
-    solution = Solution(W, b, ridge=0.0, rows=width, rank=width, condition=1.0)
-    result = rewrite(model, [Replacement(span, solution, 0.0)], {}, ALL_PASSES).model
+    return W, generator.standard_normal(width)
+
+
+def compare(case: Case, result: OnnxModel, path: str, W: np.ndarray, b: np.ndarray) -> float:
+    """Worst difference of the file to torch with x W + b in the place of `path`, at all sizes."""
     runner = Runner(result, choose_runtime("cpu", threads=1))
     worst = 0.0
-    for size in subject.sizes:
-        inputs = subject.inputs(*size)
-        with quiet(), replaced(module, path, subject.kept, W, b):
-            wanted = call(module, inputs)
-        made = runner(_feeds(model, inputs))
-        worst = max(worst, _difference([made[name] for name in model.graph.outputs], wanted))
-    return Swap(block.name, worst, leftovers(result.graph))
+    for size in case.subject.sizes:
+        inputs = case.subject.inputs(*size)
+        with quiet(), replaced(case.module, path, case.subject.kept, W, b):
+            wanted = call(case.module, inputs)
+        made = runner(_feeds(case.model, inputs))
+        worst = max(worst, difference([made[name] for name in case.model.graph.outputs], wanted))
+    return worst
 
 
 @contextmanager
@@ -162,29 +191,30 @@ def leftovers(graph: Graph) -> tuple[str, ...]:
     return (*nodes, *(n for n in graph.constants if n not in read and n not in literals))
 
 
-def _observe(subject: Subject, model: OnnxModel, stream: Anatomy) -> ObservedShapes:
+def difference(made: Sequence[np.ndarray], wanted: Sequence[torch.Tensor]) -> float:
+    """Worst max |made - wanted| / max |wanted| of any output; infinite for other shapes and NaN."""
+    if len(made) != len(wanted):
+        return float("inf")
+    worst = 0.0
+    for a, b in zip(made, wanted, strict=True):
+        truth = b.double().numpy()
+        if a.shape != truth.shape or not (np.isfinite(a).all() and np.isfinite(truth).all()):
+            return float("inf")
+        gap = np.abs(a.astype(np.float64) - truth).max(initial=0.0)
+        worst = max(worst, float(gap / max(np.abs(truth).max(initial=0.0), 1e-30)))
+    return worst
+
+
+def _observe(case: Case) -> ObservedShapes:
     """Shapes of the stream's cut values at the first two sizes."""
-    values = [value for cut in stream.chain.cuts for value in cut.values]
-    runner = Runner(model, choose_runtime("cpu", threads=1), values)
-    runs = [runner(_feeds(model, subject.inputs(*size))) for size in subject.sizes[:2]]
+    values = [value for cut in case.stream.chain.cuts for value in cut.values]
+    runner = Runner(case.model, choose_runtime("cpu", threads=1), values)
+    runs = [runner(_feeds(case.model, case.subject.inputs(*s))) for s in case.subject.sizes[:2]]
     return {value: [run[value].shape for run in runs] for value in values}
 
 
 def _feeds(model: OnnxModel, inputs: Inputs) -> dict[str, np.ndarray]:
     return {name: inputs[name].numpy() for name in model.graph.inputs}
-
-
-def _difference(made: Sequence[np.ndarray], wanted: Sequence[torch.Tensor]) -> float:
-    """Worst relative difference; infinite where counts or shapes differ or a number is NaN."""
-    if len(made) != len(wanted):
-        return float("inf")
-    worst = 0.0
-    for a, b in zip(made, wanted, strict=True):
-        if a.shape != tuple(b.shape):
-            return float("inf")
-        gap = np.abs(a.astype(np.float64) - b.double().numpy()).max(initial=0.0)
-        worst = max(worst, float(gap / max(1.0, b.double().abs().max().item())))
-    return float("inf") if np.isnan(worst) else worst
 
 
 def _is_called(block: Block, path: str) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -33,7 +33,7 @@ class Subject:
     `blocks` are patterns of module paths, one per stream, each matching that stream's blocks in
     order. `kept` is the submodule at the end of a block that survives a replacement, because the
     span ends in front of it (the LayerNorm of a post-norm block). `dynamic` names the axes whose
-    length may change.
+    length may change. `counts` says of a module whether it is a block.
     """
 
     name: str
@@ -43,8 +43,7 @@ class Subject:
     blocks: tuple[str, ...]
     kept: str = ""
     sizes: tuple[tuple[int, int], ...] = ((2, 9), (1, 5), (3, 14))
-    note: str = ""
-    counts: Callable[[nn.Module], bool] = field(default=lambda block: True)
+    counts: Callable[[nn.Module], bool] = lambda _: True
 
     @property
     def key(self) -> str:
@@ -187,12 +186,11 @@ def _built(model: str, config: str, **settings: Any) -> Callable[[], nn.Module]:
 
 
 def _mixtral() -> nn.Module:
-    config = hf.MixtralConfig(
-        **DECODER, num_local_experts=4, num_experts_per_tok=2, sliding_window=None
-    )
-    model = hf.MixtralForCausalLM(config)
+    more = {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": None}
+    model: Any = _built("MixtralForCausalLM", "MixtralConfig", **DECODER | more)()
     model.set_experts_implementation("batched_mm")
-    return model
+    built: nn.Module = model
+    return built
 
 
 def _clip() -> nn.Module:
@@ -412,7 +410,7 @@ ZOO: tuple[Subject, ...] = (
         image,
         IMAGE,
         (r"mobilenet_v2\.layer\.\d+",),
-        note="blocks with a residual sum; those that change width or stride have none",
+        # those that change width or stride have no residual sum: a run of convolutions, no block
         counts=lambda block: bool(block.use_residual),
     ),
     Subject(
