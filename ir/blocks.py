@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate, groupby
 
-from .cuts import Chain, Cut
+from .cuts import Chain, closes_a_residual
 from .graph import Constant, Graph, Kind, Node
 
 
@@ -86,8 +86,10 @@ def anatomy(graph: Graph, chain: Chain) -> Anatomy:
     )
     ranges = _block_ranges(graph, chain)
     names = _distinct([_common_start([s for s in scopes[a:b] if s]) for a, b in ranges])
-    if "" in names or len(set(names)) < len(names):
-        names = [f"block {number}" for number in range(len(ranges))]
+    names = [
+        name if name and names.count(name) == 1 else f"block {number}"
+        for number, name in enumerate(names)
+    ]
     blocks = tuple(Block(a, b, name) for (a, b), name in zip(ranges, names, strict=True))
     return Anatomy(chain, units, blocks)
 
@@ -108,7 +110,7 @@ def _block_ranges(graph: Graph, chain: Chain) -> list[tuple[int, int]]:
     ranges += [
         (i, i + 1)
         for i, nodes in enumerate(chain.stretches)
-        if i not in covered and _closes_a_residual(cuts[i], nodes)
+        if i not in covered and closes_a_residual(cuts[i].values, nodes)
     ]
     return sorted(ranges)
 
@@ -150,12 +152,6 @@ def _signature(graph: Graph, nodes: Sequence[Node]) -> tuple[Hashable, ...]:
 def _wide_dims(constant: Constant) -> list[int]:
     """Sizes of the axes longer than one, in no particular order: exporters transpose at will."""
     return sorted(d for d in constant.shape or () if isinstance(d, int) and d > 1)
-
-
-def _closes_a_residual(entry: Cut, nodes: Sequence[Node]) -> bool:
-    """Whether some sum in the stretch joins two values that both come from its entry."""
-    stream = set(entry.values).union(*(node.smooth for node in nodes))
-    return any(node.kind is Kind.ADD and stream.issuperset(node.inputs) for node in nodes)
 
 
 def _scope(nodes: Sequence[Node]) -> list[str]:

@@ -11,7 +11,7 @@ meet: encoder states join a decoder, keys of earlier tokens join the present one
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from .dominators import Tree
@@ -78,20 +78,37 @@ def find_chains(graph: Graph) -> tuple[Chain, ...]:
     return tuple(chains)
 
 
-def _sources(graph: Graph) -> Iterator[str]:
-    """Floating inputs, and look-ups in a floating weight by an index that depends on an input."""
-    yield from (name for name in graph.inputs if graph.value(name).is_float)
+def _sources(graph: Graph) -> list[str]:
+    """Floating inputs, and look-ups in a floating weight by an index that depends on an input.
+
+    In an order that does not depend on that of the nodes: inputs as they stand, then look-ups by
+    the input they ask, the most direct ones first, then the larger tables.
+    """
+    found = [name for name in graph.inputs if graph.value(name).is_float]
+    looked_up: list[tuple[int, int, int, str]] = []
     for node in graph.nodes:
         if node.kind is Kind.LOOKUP and len(node.inputs) > 1:
             table, index = node.inputs[:2]
             from_weight = table not in graph.input_dependent and graph.constants_of[node.index]
-            looked_up = node.outputs[0]
+            made = node.outputs[0]
             if (
                 from_weight
                 and index in graph.input_dependent
-                and not graph.value(looked_up).is_known_not_float
+                and not graph.value(made).is_known_not_float
             ):
-                yield looked_up
+                looked_up.append((*_asked(graph, index), -graph.parameters([node.index]), made))
+    return found + [made for *_, made in sorted(looked_up, key=lambda key: key[:3])]
+
+
+def _asked(graph: Graph, name: str) -> tuple[int, int]:
+    """Number of the first graph input behind a value, and how many values are behind it."""
+    waiting, seen = [name], {name}
+    while waiting:
+        maker = graph.producer.get(waiting.pop())
+        fresh = set(maker.inputs) - seen if maker is not None else set()
+        seen |= fresh
+        waiting += fresh
+    return min((n for n, given in enumerate(graph.inputs) if given in seen), default=-1), len(seen)
 
 
 def _sinks(graph: Graph, downstream: set[str]) -> list[str]:
@@ -132,6 +149,7 @@ class _Streams:
         self, graph: Graph, sources: Iterable[str], sink: str, downstream: set[str]
     ) -> None:
         self.graph = graph
+        self.sources = tuple(sources)
         self.sink = sink
         self.kept = downstream & graph.ancestors([sink])
         self.tree = self._tree()
@@ -179,6 +197,8 @@ class _Streams:
 
     def _choose(self) -> None:
         """For each cut the one before it in its stream, front to back."""
+        rank = {source: number for number, source in enumerate(self.sources)}
+        depth = dict.fromkeys(rank, 0)  # residual sums in a row
         order = dict.fromkeys(self.graph.inputs, -1)
         order |= {name: node.index for node in self.graph.nodes for name in node.outputs}
         before: dict[str, list[str]] = {}
@@ -188,11 +208,23 @@ class _Streams:
         self.covered = dict.fromkeys([*self.next, self.sink], 0)
         for cut in sorted(before, key=order.__getitem__):
             candidates = []
-            for value in sorted(before[cut], key=order.__getitem__):
+            for value in before[cut]:
                 stretch = self._between(value, cut)
                 covered = self.covered[value] + _weight(self.graph, value, cut, stretch)
-                candidates.append((is_residual([value], stretch, cut), covered, value, stretch))
-            _, covered, value, stretch = max(candidates, key=lambda c: c[:2])
+                carried = is_residual([value], stretch, cut)
+                closed = carried and closes_a_residual([value], stretch)
+                passed = {name for node in stretch for name in node.outputs}
+                key = (
+                    carried,
+                    depth[value] + closed if carried else 0,
+                    -len(passed.intersection(before[cut])),
+                    covered,
+                    -rank[value],
+                )
+                candidates.append((key, value, stretch))
+            key, value, stretch = max(candidates, key=lambda c: c[0])
+            _, depth[cut], _, covered, _ = key
+            rank[cut] = rank[value]
             self.steps[cut] = (value, stretch)
             self.covered[cut] = covered
 
@@ -236,6 +268,13 @@ def is_residual(entries: Iterable[str], stretch: Iterable[Node], exit_: str) -> 
         if node.kind in JOINING and not reached.isdisjoint(node.inputs):
             reached.update(node.outputs)
     return exit_ in reached
+
+
+def closes_a_residual(entries: Iterable[str], stretch: Iterable[Node]) -> bool:
+    """Whether some sum in the stretch joins two values that both come from its entry."""
+    nodes = tuple(stretch)
+    stream = set(entries).union(*(node.smooth for node in nodes))
+    return any(node.kind is Kind.ADD and stream.issuperset(node.inputs) for node in nodes)
 
 
 def _fresh(path: list[Step], claimed: set[str], hidden: set[str]) -> list[Step]:

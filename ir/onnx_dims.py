@@ -8,31 +8,14 @@ What no rule explains becomes a Length of the value itself.
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from math import prod
 
 import onnx
 
 from .graph import Graph, Kind, Node
 from .onnx_file import OnnxModel
-from .onnx_ops import REDUCTIONS
-
-MOST_NUMBERS = 64
-"""Longer integer tensors are data, not shapes."""
-
-
-@dataclass(frozen=True, order=True)
-class Length:
-    """The length of one axis of a value, a graph input where it could be traced to one."""
-
-    value: str
-    axis: int
-
-
-Dim = int | Length
-Dims = tuple[Dim, ...]
+from .onnx_shapes import MOST_NUMBERS, NUMBERS, SHAPES, Call, Dim, Dims, Length, nothing, same
 
 
 class Lengths:
@@ -70,13 +53,15 @@ class Lengths:
             for attribute in self._protos[node.index].attribute:
                 if attribute.name == "value":
                     self._read(node.outputs[0], attribute.t)
-                elif attribute.name in ("value_int", "value_ints"):
-                    self._numbers[node.outputs[0]] = tuple(attribute.ints) or (attribute.i,)
+                elif attribute.name == "value_int":
+                    self._numbers[node.outputs[0]] = (attribute.i,)
+                elif attribute.name == "value_ints":
+                    self._numbers[node.outputs[0]] = tuple(attribute.ints)
         call = Call(node, self._attributes(node), self._shapes, self._numbers)
-        numbers = NUMBERS.get(node.op, _nothing)(call)
+        numbers = NUMBERS.get(node.op, nothing)(call)
         if numbers is not None and len(numbers) <= MOST_NUMBERS:
             self._numbers[node.outputs[0]] = numbers
-        rule = SHAPES.get(node.op) or (_same if node.kind is Kind.NORM else _nothing)
+        rule = SHAPES.get(node.op) or (same if node.kind is Kind.NORM else nothing)
         found = rule(call)
         stated = self._shapes[node.outputs[0]]
         if found is not None and (stated is None or len(stated) == len(found)):
@@ -106,7 +91,8 @@ class Lengths:
     def _read(self, name: str, tensor: onnx.TensorProto) -> None:
         is_integer = tensor.data_type in (onnx.TensorProto.INT64, onnx.TensorProto.INT32)
         is_here = tensor.data_location != onnx.TensorProto.EXTERNAL
-        if is_integer and is_here and prod(tensor.dims) <= MOST_NUMBERS:
+        is_list = len(tensor.dims) < 2 and prod(tensor.dims) <= MOST_NUMBERS
+        if is_integer and is_here and is_list:
             self._numbers[name] = tuple(map(int, onnx.numpy_helper.to_array(tensor).reshape(-1)))
 
     def _attributes(self, node: Node) -> Mapping[str, int | Sequence[int]]:
@@ -116,289 +102,3 @@ class Lengths:
             for a in self._protos[node.index].attribute
             if a.type in (kinds.INT, kinds.INTS)
         }
-
-
-@dataclass(frozen=True)
-class Call:
-    """One node with what is known of its inputs."""
-
-    node: Node
-    attributes: Mapping[str, int | Sequence[int]]
-    shapes: Mapping[str, Dims | None]
-    known: Mapping[str, tuple[Dim | None, ...]]
-
-    def shape(self, index: int) -> Dims | None:
-        return self.shapes.get(self._name(index))
-
-    def numbers(self, index: int) -> tuple[Dim | None, ...] | None:
-        return self.known.get(self._name(index))
-
-    def attribute(self, name: str, default: int) -> int:
-        value = self.attributes.get(name, default)
-        return value if isinstance(value, int) else default
-
-    def integers(self, name: str, index: int) -> list[int] | None:
-        """Constant integers given by an attribute (older opsets) or as an input."""
-        given = self.attributes.get(name, self.numbers(index))
-        if given is None or isinstance(given, int):
-            return None
-        whole = [number for number in given if isinstance(number, int)]
-        return whole if len(whole) == len(given) else None
-
-    def _name(self, index: int) -> str:
-        return self.node.inputs[index] if index < len(self.node.inputs) else ""
-
-
-Rule = Callable[[Call], Dims | None]
-Numbers = Callable[[Call], "tuple[Dim | None, ...] | None"]
-
-
-def _nothing(_: Call) -> None:
-    return None
-
-
-def _same(call: Call) -> Dims | None:
-    return call.shape(0)
-
-
-def _broadcast(call: Call) -> Dims | None:
-    """Lengths are equal or one; of two different Lengths either might be the one."""
-    shapes = [call.shape(i) for i, name in enumerate(call.node.inputs) if name]
-    known = [shape for shape in shapes if shape is not None]
-    if len(known) < len(shapes):
-        return None
-    rank = max(map(len, known))
-    padded = [(1,) * (rank - len(shape)) + shape for shape in known]
-    dims: list[Dim] = []
-    for axis, column in enumerate(zip(*padded, strict=True)):
-        wide = {dim for dim in column if dim != 1}
-        numbers = [dim for dim in wide if isinstance(dim, int)]
-        if len(wide) <= 1:
-            dims.append(wide.pop() if wide else 1)
-        else:
-            dims.append(numbers[0] if numbers else Length(call.node.outputs[0], axis))
-    return tuple(dims)
-
-
-def _matmul(call: Call) -> Dims | None:
-    a, b = call.shape(0), call.shape(1)
-    if a is None or b is None or len(a) < 2 or len(b) < 2:
-        return None
-    if len(b) == 2:
-        return (*a[:-1], b[-1])
-    stack = a[:-2] if a[:-2] == b[:-2] else None
-    return None if stack is None else (*stack, a[-2], b[-1])
-
-
-def _gemm(call: Call) -> Dims | None:
-    a, b = call.shape(0), call.shape(1)
-    if a is None or b is None:
-        return None
-    return (a[call.attribute("transA", 0)], b[1 - call.attribute("transB", 0)])
-
-
-def _transpose(call: Call) -> Dims | None:
-    shape = call.shape(0)
-    if shape is None:
-        return None
-    order = call.attributes.get("perm", tuple(reversed(range(len(shape)))))
-    return None if isinstance(order, int) else tuple(shape[i] for i in order)
-
-
-def _unsqueeze(call: Call) -> Dims | None:
-    shape, axes = call.shape(0), call.integers("axes", 1)
-    if shape is None or axes is None:
-        return None
-    rank = len(shape) + len(axes)
-    ones = {axis % rank for axis in axes}
-    rest = iter(shape)
-    return tuple(1 if i in ones else next(rest) for i in range(rank))
-
-
-def _squeeze(call: Call) -> Dims | None:
-    shape, axes = call.shape(0), call.integers("axes", 1)
-    if shape is None or axes is None:
-        return None
-    gone = {axis % len(shape) for axis in axes}
-    return tuple(dim for i, dim in enumerate(shape) if i not in gone)
-
-
-def _reshape(call: Call) -> Dims | None:
-    before, wanted = call.shape(0), call.numbers(1)
-    if before is None or wanted is None or None in wanted or call.attribute("allowzero", 0):
-        return None
-    dims = [before[i] if dim == 0 and i < len(before) else dim for i, dim in enumerate(wanted)]
-    open_axis = [i for i, dim in enumerate(dims) if dim == -1]
-    known = [dim for dim in dims if dim is not None and dim != -1]
-    if open_axis:
-        rest = _quotient(before, known)
-        dims[open_axis[0]] = (
-            rest if rest is not None else Length(call.node.outputs[0], open_axis[0])
-        )
-    return tuple(dim for dim in dims if dim is not None)
-
-
-def _quotient(total: Sequence[Dim], parts: Sequence[Dim]) -> Dim | None:
-    """What is left of a product when all `parts` are divided out, if that is one dimension."""
-    above = Counter(dim for dim in total if isinstance(dim, Length))
-    below = Counter(dim for dim in parts if isinstance(dim, Length))
-    number, divisor = (prod(d for d in dims if isinstance(d, int)) for dims in (total, parts))
-    left = list((above - below).elements())
-    if below - above or divisor == 0 or number % divisor:
-        return None
-    factor = number // divisor
-    if left:
-        return left[0] if len(left) == 1 and factor == 1 else None
-    return factor
-
-
-def _gather(call: Call) -> Dims | None:
-    data, index = call.shape(0), call.shape(1)
-    if data is None or index is None:
-        return None
-    axis = call.attribute("axis", 0) % len(data)
-    return (*data[:axis], *index, *data[axis + 1 :])
-
-
-def _concat(call: Call) -> Dims | None:
-    """The joined axis is left to the file; the others are those of any input."""
-    shape = call.shape(0)
-    if shape is None:
-        return None
-    axis = call.attribute("axis", 0) % len(shape)
-    return tuple(Length(call.node.outputs[0], i) if i == axis else d for i, d in enumerate(shape))
-
-
-def _expand(call: Call) -> Dims | None:
-    shape, wanted = call.shape(0), call.numbers(1)
-    if shape is None or wanted is None or None in wanted:
-        return None
-    targets = [dim for dim in wanted if dim is not None]
-    rank = max(len(shape), len(targets))
-    columns = zip(_pad_ones(shape, rank), _pad_ones(targets, rank), strict=True)
-    dims: list[Dim] = []
-    for axis, (own, target) in enumerate(columns):
-        if own == 1 or target == 1 or own == target:
-            dims.append(target if own == 1 else own)
-        else:
-            numbers = [dim for dim in (own, target) if isinstance(dim, int)]
-            dims.append(numbers[0] if numbers else Length(call.node.outputs[0], axis))
-    return tuple(dims)
-
-
-def _pad_ones(dims: Sequence[Dim], rank: int) -> Dims:
-    return (1,) * (rank - len(dims)) + tuple(dims)
-
-
-def _filled(call: Call) -> Dims | None:
-    numbers = call.numbers(0) or ()
-    dims = tuple(dim for dim in numbers if dim is not None)
-    return dims if len(dims) == len(numbers) > 0 else None
-
-
-def _slice(call: Call) -> Dims | None:
-    shape, axes = call.shape(0), call.integers("axes", 3)
-    if shape is None or axes is None:
-        return None
-    cut = {axis % len(shape) for axis in axes}
-    out = call.node.outputs[0]
-    return tuple(Length(out, i) if i in cut else dim for i, dim in enumerate(shape))
-
-
-def _reduce(call: Call) -> Dims | None:
-    shape, axes = call.shape(0), call.integers("axes", 1)
-    if shape is None or axes is None:
-        return None
-    gone = {axis % len(shape) for axis in axes}
-    if call.attribute("keepdims", 1):
-        return tuple(1 if i in gone else dim for i, dim in enumerate(shape))
-    return tuple(dim for i, dim in enumerate(shape) if i not in gone)
-
-
-def _conv(call: Call) -> Dims | None:
-    shape, kernel = call.shape(0), call.shape(1)
-    if shape is None or kernel is None:
-        return None
-    out = call.node.outputs[0]
-    return (shape[0], kernel[0], *(Length(out, i) for i in range(2, len(shape))))
-
-
-SHAPES: Mapping[str, Rule] = {
-    **dict.fromkeys(
-        "Cast CastLike Identity Dropout Softmax LogSoftmax Relu LeakyRelu Elu Selu Sigmoid "
-        "HardSigmoid HardSwish Swish Tanh Softplus Softsign Mish Gelu FastGelu QuickGelu BiasGelu "
-        "Erf Exp Log Sqrt Reciprocal Neg Abs Clip Sin Cos Floor Ceil Round Sign Not Trilu "
-        "CumSum".split(),
-        _same,
-    ),
-    **dict.fromkeys(
-        "Add Sub Mul Div Pow Min Max Mod Where Sum Mean PRelu And Or Xor Equal Greater "
-        "GreaterOrEqual Less LessOrEqual".split(),
-        _broadcast,
-    ),
-    **dict.fromkeys(REDUCTIONS, _reduce),
-    "MatMul": _matmul,
-    "Gemm": _gemm,
-    "Transpose": _transpose,
-    "Unsqueeze": _unsqueeze,
-    "Squeeze": _squeeze,
-    "Reshape": _reshape,
-    "Gather": _gather,
-    "Concat": _concat,
-    "Expand": _expand,
-    "Slice": _slice,
-    "Conv": _conv,
-    "ConstantOfShape": _filled,
-}
-"""The dimensions of an operator's first output."""
-
-
-def _number_shape(call: Call) -> tuple[Dim | None, ...] | None:
-    shape = call.shape(0)
-    if shape is None:
-        return None
-    return shape[call.attribute("start", 0) : call.attribute("end", len(shape))]
-
-
-def _number_same(call: Call) -> tuple[Dim | None, ...] | None:
-    return call.numbers(0)
-
-
-def _number_gather(call: Call) -> tuple[Dim | None, ...] | None:
-    data, index = call.numbers(0), call.integers("", 1)
-    if data is None or index is None or not all(-len(data) <= i < len(data) for i in index):
-        return None
-    return tuple(data[i] for i in index)
-
-
-def _number_concat(call: Call) -> tuple[Dim | None, ...] | None:
-    """Parts of unknown content still count, as long as their lengths are known."""
-    joined: list[Dim | None] = []
-    for index in range(len(call.node.inputs)):
-        part, shape = call.numbers(index), call.shape(index)
-        if part is None:
-            count = shape[0] if shape is not None and len(shape) == 1 else None
-            if not isinstance(count, int) or count > MOST_NUMBERS:
-                return None
-            part = (None,) * count
-        joined += part
-    return tuple(joined)
-
-
-def _number_slice(call: Call) -> tuple[Dim | None, ...] | None:
-    data = call.numbers(0)
-    bounds = [call.integers("", index) for index in (1, 2, 4)]
-    start, stop, step = (bound[0] if bound else None for bound in bounds)
-    if data is None or start is None or stop is None:
-        return None
-    return data[start : stop : step or 1]
-
-
-NUMBERS: Mapping[str, Numbers] = {
-    **dict.fromkeys(("Cast", "Identity", "Unsqueeze", "Squeeze"), _number_same),
-    "Shape": _number_shape,
-    "Gather": _number_gather,
-    "Concat": _number_concat,
-    "Slice": _number_slice,
-}
-"""The content of an operator's output where it is shape arithmetic."""

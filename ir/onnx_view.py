@@ -18,16 +18,26 @@ import onnx_graphsurgeon as gs
 
 from .graph import Constant, Graph, Kind, Node, Shape, Value
 from .onnx_ops import (
+    BLOCKED_DOMAIN,
     CHANNEL_AXIS,
     DATA_INPUTS,
+    DOMAINS,
     INTEGER_TYPES,
     KINDS,
+    LOOKUP_INPUTS,
     NO_DERIVATIVE,
+    SHAPES,
     SMOOTH_OUTPUTS,
+    STAND_INS,
 )
 
 BITS_BELOW_A_BYTE = {"INT4": 4, "UINT4": 4, "FLOAT4E2M1": 4, "INT2": 2, "UINT2": 2}
 SCOPES_KEY = "pkg.torch.onnx.name_scopes"
+BLOCKED = "blocks of channels (NCHWc)"
+"""The dtype of feature maps in onnxruntime's own layout, which no standard operator can read."""
+
+ANY_SHAPE = "blockfold/any shape"
+"""An input of the graph on which types are inferred: a shape about which nothing is known."""
 
 
 def view(model: onnx.ModelProto) -> Graph:
@@ -49,29 +59,48 @@ def view(model: onnx.ModelProto) -> Graph:
 
 
 def _node(index: int, node: gs.Node, proto: onnx.NodeProto) -> Node:
-    captured = sorted(_captured(proto))
-    inputs = (*proto.input, *captured)
+    op = _op(proto)
     outputs = tuple(proto.output)
-    if node.op in NO_DERIVATIVE or (node.op == "Cast" and node.attrs.get("to") in INTEGER_TYPES):
+    if op in NO_DERIVATIVE or (op == "Cast" and node.attrs.get("to") in INTEGER_TYPES):
         smooth: tuple[str, ...] = ()
     else:
-        smooth = tuple(name for name in outputs[: SMOOTH_OUTPUTS.get(node.op)] if name)
-    data = DATA_INPUTS.get(node.op)
+        carrying = SMOOTH_OUTPUTS.get(op, range(len(outputs)))
+        smooth = tuple(name for i, name in enumerate(outputs) if name and i in carrying)
+    count = len(proto.input)
+    first = [i for i in LOOKUP_INPUTS.get(op, ()) if i < count]
+    order = [*first, *(i for i in range(count) if i not in first)]
+    data = DATA_INPUTS.get(op, range(count))
+    captured = sorted(_captured(proto))
+    inputs = (*(proto.input[i] for i in order), *captured)
+    passes = (*(i in data for i in order), *(True for _ in captured))
     return Node(
         index=index,
         name=proto.name,
-        op=proto.op_type,
-        kind=KINDS.get(proto.op_type, Kind.OTHER),
+        op=op,
+        kind=KINDS.get(op, Kind.OTHER),
         inputs=inputs,
         outputs=outputs,
         derivative=tuple(
-            bool(smooth) and bool(name) and (data is None or i in data or i >= len(proto.input))
-            for i, name in enumerate(inputs)
+            bool(smooth) and bool(name) and passed
+            for name, passed in zip(inputs, passes, strict=True)
         ),
         smooth=smooth,
-        channel_axis=CHANNEL_AXIS.get(proto.op_type),
+        channel_axis=_channel_axis(op, node),
         scope=_scope(proto),
     )
+
+
+def _op(proto: onnx.NodeProto) -> str:
+    """The operator's name, with its domain where that is none the tables speak of."""
+    return proto.op_type if proto.domain in DOMAINS else f"{proto.domain}.{proto.op_type}"
+
+
+def _channel_axis(op: str, node: gs.Node) -> int | None:
+    """The operator's own axis of channels; some say by an attribute where they have them."""
+    axis = CHANNEL_AXIS.get(op)
+    if axis is not None and "channels_last" in node.attrs:
+        return -1 if node.attrs["channels_last"] else 1
+    return axis
 
 
 def _captured(proto: onnx.NodeProto) -> set[str]:
@@ -112,6 +141,7 @@ class _Values(Mapping[str, Value]):
         graph = model.graph
         infos = (*graph.value_info, *graph.input, *graph.output)
         self._stated = {info.name: _value(info) for info in infos} | dict(constants)
+        self._blocked = _blocked(graph)
         self._model = model
 
     @cached_property
@@ -123,10 +153,14 @@ class _Values(Mapping[str, Value]):
         return {info.name: _value(info) for info in (*full.graph.value_info, *full.graph.output)}
 
     def __getitem__(self, name: str) -> Value:
-        stated = self._stated.get(name)
-        if stated is not None and stated.shape is not None:
-            return stated
-        return self._inferred.get(name) or self._stated[name]
+        found = self._stated.get(name)
+        if found is None or found.shape is None or found.dtype is None:
+            found = self._inferred.get(name) or found
+        if name in self._blocked:
+            return Value(name, BLOCKED, found.shape if found else None)
+        if found is None:
+            raise KeyError(name)
+        return found
 
     def __iter__(self) -> Iterator[str]:
         return iter({**self._inferred, **self._stated})
@@ -142,7 +176,12 @@ def _without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
     light.opset_import.extend(model.opset_import)
     light.functions.extend(model.functions)
     light.graph.name = model.graph.name
-    light.graph.node.extend(model.graph.node)
+    versions = {o.domain.replace("ai.onnx", ""): o.version for o in model.opset_import}
+    for node in model.graph.node:
+        light.graph.node.extend(_stand_ins(node, versions))
+    light.graph.input.append(
+        onnx.helper.make_tensor_value_info(ANY_SHAPE, onnx.TensorProto.INT64, [None])
+    )
     light.graph.input.extend(model.graph.input)
     light.graph.output.extend(model.graph.output)
     light.graph.value_info.extend(model.graph.value_info)
@@ -156,6 +195,36 @@ def _without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
             )
             light.graph.input.append(info)
     return light
+
+
+def _stand_ins(node: onnx.NodeProto, versions: Mapping[str, int]) -> list[onnx.NodeProto]:
+    """The node itself, or standard ones that give the same types where ONNX does not know it."""
+    known = STAND_INS.get(_op(node))
+    domain = "" if node.domain == "ai.onnx" else node.domain
+    if known is None or onnx.defs.has(node.op_type, versions.get(domain, 1), domain):
+        return [node]
+    kept = onnx.defs.get_schema(known.op).attributes
+    attributes = [a for a in node.attribute if a.name in kept]
+    inputs = [node.input[i] for i in known.inputs if i < len(node.input)]
+    if known.op == "Expand":
+        inputs.append(ANY_SHAPE)
+    made = [node.output[i] for i in known.outputs if i < len(node.output) and node.output[i]]
+    return [
+        onnx.NodeProto(op_type=known.op, input=inputs, output=[name], attribute=attributes)
+        for name in made
+    ]
+
+
+def _blocked(graph: onnx.GraphProto) -> set[str]:
+    """Values that onnxruntime keeps in blocks of channels."""
+    found: set[str] = set()
+    for node in graph.node:
+        if node.domain == BLOCKED_DOMAIN:
+            if node.op_type != "ReorderOutput":
+                found.update(node.output)
+        elif node.op_type not in SHAPES and not found.isdisjoint(node.input):
+            found.update(node.output)
+    return found
 
 
 def _value(info: onnx.ValueInfoProto) -> Value:
@@ -176,6 +245,12 @@ def dtype_name(elem_type: int) -> str | None:
     if elem_type in (onnx.TensorProto.UNDEFINED, onnx.TensorProto.STRING):
         return None
     return str(onnx.helper.tensor_dtype_to_np_dtype(elem_type))
+
+
+def elem_type(dtype: str) -> int:
+    """The TensorProto.DataType code of a floating dtype by NumPy's name."""
+    names = {"float32": "FLOAT", "float64": "DOUBLE"}
+    return onnx.TensorProto.DataType.Value(names.get(dtype, dtype.upper()))
 
 
 def _constant(tensor: onnx.TensorProto) -> Constant:

@@ -10,7 +10,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from .blocks import Anatomy
-from .cuts import is_residual
 from .graph import Graph, Kind, Node, Shape
 
 ObservedShapes = Mapping[str, Sequence[tuple[int, ...]]]
@@ -43,7 +42,8 @@ class Span:
     def touches(self, other: Span) -> bool:
         """Whether both share a cut: then neither can be chosen beside the other."""
         apart = self.stop < other.start or other.stop < self.start
-        return self.stream == other.stream and not apart
+        meet = self.exit == other.entry or other.exit == self.entry
+        return meet or (self.stream == other.stream and not apart)
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def prove(
     maker = str(graph.producer[exit_])
     reasons: list[str] = []
     for entry in reversed(anatomy.chain.cuts[start].values):
-        reason = _mismatch(graph, anatomy, start, stop, entry, exit_, observed)
+        reason = _mismatch(graph, entry, exit_, observed)
         if reason is None:
             break
         reasons.append(reason)
@@ -119,15 +119,7 @@ def _unit_name(anatomy: Anatomy, index: int) -> str:
     return block.name if count == 1 else f"{block.name} ({index - block.start + 1}/{count})"
 
 
-def _mismatch(
-    graph: Graph,
-    anatomy: Anatomy,
-    start: int,
-    stop: int,
-    entry: str,
-    exit_: str,
-    observed: ObservedShapes | None,
-) -> str | None:
+def _mismatch(graph: Graph, entry: str, exit_: str, observed: ObservedShapes | None) -> str | None:
     """Why entry and exit cannot be one stream, or None where they are proved to be."""
     a, b = graph.value(entry), graph.value(exit_)
     if a.is_known_not_float or b.is_known_not_float or (a.dtype and b.dtype and a.dtype != b.dtype):
@@ -139,15 +131,26 @@ def _mismatch(
         if not seen_a or seen_a != seen_b:
             return f"its ends differ in shape on the data: {seen_a} and {seen_b}"
         return None if len(seen_a[0]) >= 2 else "its ends have no channel axis"
-    if all(_is_residual(anatomy, i) for i in range(start, stop)):
+    if a.shape is None and b.shape is None and channel_axis(graph, exit_, entry, None) == 1:
+        return "without data its rank is not known"
+    if _keeps_shape(graph, entry, exit_):
         return None
     return "no residual sum joins its ends, and without data equal shapes are not proved"
 
 
-def _is_residual(anatomy: Anatomy, index: int) -> bool:
-    """Whether sums and cheap operations alone lead from one cut to the next."""
-    cuts, stretches = anatomy.chain.cuts, anatomy.chain.stretches
-    return is_residual(cuts[index].values, stretches[index], cuts[index + 1].first)
+KEEPING = frozenset({Kind.POINTWISE, Kind.NORM, Kind.ADD})
+
+
+def _keeps_shape(graph: Graph, entry: str, exit_: str) -> bool:
+    """Whether sums and operations on each number by itself alone lead from one value to another."""
+    last, reached, waiting = graph.producer[exit_].index, {entry}, [entry]
+    while waiting:
+        for node in graph.consumers.get(waiting.pop(), ()):
+            if node.index <= last and node.kind in KEEPING:
+                fresh = set(node.outputs) - reached
+                reached |= fresh
+                waiting += fresh
+    return exit_ in reached
 
 
 def _escape(

@@ -16,7 +16,8 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from ..ir.graph import Graph, Kind, Node
-from ..ir.onnx_dims import Dim, Dims, Length, Lengths
+from ..ir.onnx_dims import Lengths
+from ..ir.onnx_shapes import Dim, Dims, Length
 from ..ir.onnx_door import Delta, apply, insert
 from ..ir.onnx_file import OnnxModel
 from .base import Pass, PassError, PassResult
@@ -77,10 +78,16 @@ def _traced(graph: Graph, lengths: Lengths, node: Node, alive: set[int]) -> Dims
     """The lengths that a Shape gives, if all can be had from living values."""
     asked = node.inputs[0]
     dims = lengths.given_by(node)
-    if dims is None or graph.value(asked).is_known_not_float:
+    if dims is None or _is_arithmetic(graph, asked, alive):
         return None
     is_had = all(isinstance(d, int) or _lives(graph, d.value, alive) for d in dims)
     return dims if is_had else None
+
+
+def _is_arithmetic(graph: Graph, name: str, alive: set[int]) -> bool:
+    """Whether only whole numbers would have to be computed for the value."""
+    fresh = (graph.nodes[index] for index in graph.needed_by([name]) - alive)
+    return all(graph.value(made).is_known_not_float for node in fresh for made in node.outputs)
 
 
 def _lives(graph: Graph, name: str, alive: set[int]) -> bool:
@@ -93,11 +100,10 @@ def _ask_elsewhere(model: OnnxModel, delta: Delta, node: Node, dims: Dims) -> No
     runs = _runs(dims)
     nodes: list[gs.Node] = []
     parts: list[gs.Variable | gs.Constant] = []
-    for number, run in enumerate(runs):
+    for number, run in enumerate(runs or [[]]):
         name = f"{node.outputs[0]}/length {number}"
-        start = run[0]
-        if isinstance(start, Length):
-            nodes += _shape_of(start, len(run), name)
+        if run and isinstance(run[0], Length):
+            nodes += _shape_of(run[0], len(run), name)
             parts += nodes[-1].outputs
         else:
             parts.append(gs.Constant(name, np.array(run, np.int64)))

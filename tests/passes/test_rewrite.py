@@ -227,26 +227,54 @@ def exact_of_stream(model: onnx.ModelProto) -> Solution:
     return mapping(W @ V + np.eye(8), b @ V + c)
 
 
-def test_a_value_kept_only_for_its_length_is_not_computed() -> None:
-    """The length of the dead norm is asked of its own input instead."""
-    model = shared_mask()
+@pytest.mark.parametrize("kind", ["norm", "product"])
+def test_a_value_kept_only_for_its_length_is_not_computed(kind: str) -> None:
+    """The length of the dead norm or product is traced to the input, and asked of that."""
+    model = shared_mask(measured=kind)
+    (asking,) = (node for node in model.graph.node if node.op_type == "Shape")
     other = rewritten(model, 0, 1, random_map(8))
-    (shape,) = (node for node in other.graph.node if "dims" in node.output)
-    assert list(shape.input) == ["x"]
-    assert "normed" not in {name for node in other.graph.node for name in node.output}
-    feeds = samples(model, 3, length=5)
-    assert run(other, feeds)["logits"].shape == (3, 5)
+    made = {name for node in other.graph.node for name in node.output}
+    assert asking.input[0] not in made
+    assert {"dims", "causal"} <= made
+    assert [node.input for node in other.graph.node if node.op_type == "Shape"] == [["x"]]
+    for length in (1, 5, 9):
+        feeds = samples(model, 3, length=length)
+        whole = run(model, feeds, ["dims", "causal"])
+        left = run(other, feeds, ["dims", "causal"])
+        compare(
+            {name: whole[name] for name in ("dims", "causal")},
+            {name: left[name] for name in ("dims", "causal")},
+            atol=0,
+            rtol=0,
+        )
 
 
-def test_a_length_without_a_living_twin_keeps_its_maker() -> None:
-    """A product may have any shape: where no living value is proved to share it, it stays."""
-    model = shared_mask(measured="product")
-    other = rewritten(model, 0, 1, random_map(8))
-    (shape,) = (node for node in other.graph.node if "dims" in node.output)
-    (maker,) = (node for node in other.graph.node if shape.input[0] in node.output)
-    assert maker.op_type == "MatMul"
+def test_a_length_that_cannot_be_traced_keeps_its_maker() -> None:
+    """How many tokens are left of those that a stream itself picks, no shape can tell."""
+    net, d = Net(), 8
+    net.scope = "/blocks.0"
+    inner = net.node("MatMul", net.norm("x", d), net.weight(d, d), out="inner")
+    first = net.node("Gather", inner, net.constant(np.array(0)), axis=2)
+    positive = net.node("Greater", first, net.constant(np.array(-9, np.float32)))
+    count = net.node("Shape", net.node("NonZero", positive, out="picked"))
+    h = net.node("Add", "x", inner, out="h0")
+    net.scope = "/blocks.1"
+    tokens = net.node("Cast", net.node("Gather", count, net.constant(np.array(1))), to=FLOAT)
+    h = net.node("Add", h, net.node("Div", net.mlp(net.norm(h, d), d), tokens), out="h1")
+    net.head(h, d)
+    model = net.model({"x": (FLOAT, ("batch", "seq", d))}, LOGITS)
+    found = read(model).graph
+    reached = found.needed_by(found.outputs, given=frozenset({"h0"}))
+    assert "NonZero" not in {found.nodes[index].op for index in reached}
+    other = rewritten(model, 0, 1, random_map(d))
+    (shape,) = (node for node in other.graph.node if node.op_type == "Shape")
+    assert list(shape.input) == ["picked"]
+    assert "inner" in {name for node in other.graph.node for name in node.output}
     feeds = samples(model, 3)
-    assert np.isfinite(run(other, feeds)["logits"]).all()
+    values = run(other, feeds, ["h0", tokens])
+    assert values[tokens] == 3 * 7
+    wanted = feeds["x"] @ random_map(d).W + random_map(d).b
+    compare({"h": wanted.astype(np.float32)}, {"h": values["h0"]}, atol=0, rtol=1e-5)
 
 
 def test_a_length_that_hangs_on_another_length_is_kept() -> None:
