@@ -99,7 +99,7 @@ def exports(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Exported]:
     import torch
 
     from blockfold.tools.support.exporters import EXPORTERS, quiet
-    from blockfold.tools.support.zoo import TEXT, Subject
+    from blockfold.tools.support.subject import TEXT, Subject
 
     arrays = tokens()
     tensors = {name: torch.from_numpy(array[:2]) for name, array in arrays.items()}

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .zoo import Inputs, Subject, WithCache
+from .subject import Inputs, Subject, WithCache
 
 Exporter = Callable[[Subject, nn.Module, Path], None]
 

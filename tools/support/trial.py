@@ -25,7 +25,7 @@ from ...ir.spans import ObservedShapes, Refusal, Span, prove
 from ...passes.pipeline import ALL_PASSES, rewrite
 from ...passes.replacement import Replacement
 from .exporters import EXPORTERS, call, quiet
-from .zoo import Inputs, Subject
+from .subject import Inputs, Subject
 
 TOLERANCE = 1e-5
 
