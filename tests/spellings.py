@@ -140,7 +140,7 @@ class Transformer(nn.Module):
             x = self.norm(x)
         for block in self.blocks:
             x = block(x, bias, turn)
-        return self.head((x if self.kind == "post-norm" else self.norm(x))[:, 0])
+        return self.head((x if self.kind == "post-norm" else self.norm(x)).mean(1))
 
 
 class Residual(nn.Module):

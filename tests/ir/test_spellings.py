@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import onnx
 import pytest
-from _pytest.mark.structures import ParameterSet
 
 from blockfold.ir.errors import BadInput
 from blockfold.ir.onnx_file import read
@@ -35,7 +36,7 @@ PAIRS = [
 """The one left out is in test_norms_that_only_onnxruntime_knows."""
 
 
-def slow(opset: int) -> ParameterSet:
+def slow(opset: int) -> Any:
     return pytest.param(opset, marks=pytest.mark.slow)
 
 

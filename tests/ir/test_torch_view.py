@@ -28,8 +28,6 @@ X = torch.zeros(2, 3, 4)
 
 
 class Call(nn.Module):
-    """A function as a module."""
-
     def __init__(self, function: Callable[..., Any]) -> None:
         super().__init__()
         self.function = function
@@ -316,8 +314,7 @@ COPIES: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "repeat": lambda x: x.repeat(1, 1, 1),
     "permute": lambda x: x.permute(0, 1, -1),
     "transpose": lambda x: x.transpose(1, -2),
-    "slice": lambda x: x[:, 0:],
-    "slice to the end": lambda x: x[:, :3],
+    "slice": lambda x: x[:, :3],
     "dropout": lambda x: functional.dropout(x, training=False),
     "dropout in place": lambda x: functional.dropout(x, 0.5, False, inplace=True),
     "dropout of nothing": lambda x: functional.dropout(x, 0.0, training=True),
@@ -756,7 +753,8 @@ def test_what_torch_cannot_capture_is_refused_in_one_line(
         capture(module, (W,), dynamic_shapes=dynamic)
     assert all(word in str(caught.value) for word in words)
     assert "\n" not in str(caught.value)
-    assert (printed.readouterr(), logged.records) == (("", ""), [])
+    assert printed.readouterr() == ("", "")
+    assert all(record.levelno < logging.WARNING for record in logged.records)
 
 
 def test_torchscript_is_refused() -> None:
