@@ -8,7 +8,9 @@ from ..ir.graph import Node
 from ..ir.onnx_file import OnnxModel
 from .runtime import Feeds, Runner, Runtime
 
-COUNTED = frozenset({"MatMul", "Gemm", "Conv", "FusedMatMul", "FusedConv"})
+COUNTED = frozenset(
+    "MatMul Gemm Conv FusedMatMul FusedGemm GemmFastGelu FusedConv MatMulNBits MatMulBnb4".split()
+)
 
 
 def flops(model: OnnxModel, runtime: Runtime, feeds: Feeds) -> int:
@@ -32,4 +34,4 @@ def _multiply_adds(node: Node, shapes: dict[str, tuple[int, ...]], model: OnnxMo
         return math.prod(made) * math.prod(second[1:])
     attributes = model.proto.graph.node[node.index].attribute
     transposed = any(a.name == "transA" and a.i for a in attributes)
-    return math.prod(made) * first[0 if transposed else -1]
+    return math.prod(made) * first[-2 if transposed else -1]

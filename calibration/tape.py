@@ -51,7 +51,8 @@ class Tape:
         if new:
             piece = extract(model, self._held, new)
             runner = Runner(piece, self._runtime)
-        spool, held = Spool(), {name: [] for name in names}
+        spool = Spool()
+        held: dict[str, list[NDArray[np.floating]]] = {name: [] for name in names}
         for at, batch in enumerate(self._data.batches(self._samples, fixed or self._batch)):
             rows = len(batch.samples)
             size = fixed or rows

@@ -11,6 +11,7 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate, groupby
+from math import prod
 
 from .cuts import Chain, closes_a_residual
 from .graph import Constant, Graph, Kind, Node
@@ -104,7 +105,9 @@ def _block_ranges(graph: Graph, chain: Chain) -> list[tuple[int, int]]:
     ]
     for same, group in groupby(range(len(chain.stretches)), key=keeps_width.__getitem__):
         stage = list(group)
-        found = _repeats([_signature(graph, chain.stretches[i]) for i in stage]) if same else []
+        nodes = [chain.stretches[i] for i in stage]
+        signatures, sizes = [_signature(graph, n) for n in nodes], [_size(graph, n) for n in nodes]
+        found = _repeats(signatures, sizes) if same else []
         ranges += [(stage[0] + start, stage[0] + stop) for start, stop in found]
     covered = {i for start, stop in ranges for i in range(start, stop)}
     ranges += [
@@ -115,25 +118,55 @@ def _block_ranges(graph: Graph, chain: Chain) -> list[tuple[int, int]]:
     return sorted(ranges)
 
 
-def _repeats(signatures: Sequence[Hashable]) -> list[tuple[int, int]]:
-    """Ranges of the repeats of the period that covers most of the sequence, the shortest such."""
+def _repeats(signatures: Sequence[Hashable], sizes: Sequence[int]) -> list[tuple[int, int]]:
+    """Ranges of the repeats of the period that covers most of the sequence, the shortest such.
+
+    Beside a run of repeats as many units of the same size are one more: optimisers may leave the
+    first layer as it was while they merge the matrices of all others.
+    """
     best: list[tuple[int, int]] = []
     for period in range(1, len(signatures) // 2 + 1):
-        ranges: list[tuple[int, int]] = []
-        start = 0
-        while start + period < len(signatures):
-            stop = start
-            while stop + period < len(signatures) and signatures[stop] == signatures[stop + period]:
-                stop += 1
-            repeats = (stop - start) // period + 1
-            if repeats >= 2:
-                ranges += [(start + k * period, start + (k + 1) * period) for k in range(repeats)]
-            start = start + repeats * period if repeats >= 2 else start + 1
-        if sum(b - a for a, b in ranges) > sum(b - a for a, b in best):
-            best = ranges
-        if sum(b - a for a, b in best) == len(signatures):
-            break
-    return best
+        best = max(best, _runs(signatures, period, 0), key=_covered)
+        if _covered(best) == len(signatures):
+            return best
+    if not best:
+        return best
+    first, stop = best[0]
+    runs = [_runs(signatures, stop - first, start) for start in range(first, stop)]
+    return max((_grown(run, sizes) for run in runs), key=_covered)
+
+
+def _covered(ranges: Sequence[tuple[int, int]]) -> int:
+    return sum(stop - start for start, stop in ranges)
+
+
+def _runs(signatures: Sequence[Hashable], period: int, start: int) -> list[tuple[int, int]]:
+    """Ranges of the repeats of one period, sought from `start` on."""
+    ranges: list[tuple[int, int]] = []
+    while start + period < len(signatures):
+        stop = start
+        while stop + period < len(signatures) and signatures[stop] == signatures[stop + period]:
+            stop += 1
+        repeats = (stop - start) // period + 1
+        if repeats >= 2:
+            ranges += [(start + k * period, start + (k + 1) * period) for k in range(repeats)]
+        start = start + repeats * period if repeats >= 2 else start + 1
+    return ranges
+
+
+def _grown(ranges: Sequence[tuple[int, int]], sizes: Sequence[int]) -> list[tuple[int, int]]:
+    """The ranges and those beside them that are as long, free, and of the same size."""
+    found = set(ranges)
+    taken = {i for start, stop in ranges for i in range(start, stop)}
+    for start, stop in ranges:
+        size, period = sum(sizes[start:stop]), stop - start
+        for beside in (start - period, stop):
+            units = range(beside, beside + period)
+            is_free = beside >= 0 and units.stop <= len(sizes) and taken.isdisjoint(units)
+            if is_free and size and sum(sizes[i] for i in units) == size:
+                found.add((beside, units.stop))
+                taken.update(units)
+    return sorted(found)
 
 
 def _signature(graph: Graph, nodes: Sequence[Node]) -> tuple[Hashable, ...]:
@@ -142,11 +175,21 @@ def _signature(graph: Graph, nodes: Sequence[Node]) -> tuple[Hashable, ...]:
     Norms, masks and positions are spelled in many ways, sometimes differently from layer to layer
     of one network; its matrices are not. Units without any are told apart by their operations.
     """
-    read = [graph.constants_of[node.index] for node in nodes if node.kind is Kind.OTHER]
-    dims = [_wide_dims(graph.constants[name]) for names in read for name in names]
-    matrices = sorted(d for d in dims if len(d) >= 2)
+    matrices = sorted(_matrices(graph, nodes))
     turns = sum(node.kind is Kind.PERMUTE for node in nodes)
     return (turns, *map(tuple, matrices)) if matrices else tuple(sorted(node.op for node in nodes))
+
+
+def _size(graph: Graph, nodes: Sequence[Node]) -> int:
+    """Elements of the unit's matrices."""
+    return sum(prod(dims) for dims in _matrices(graph, nodes))
+
+
+def _matrices(graph: Graph, nodes: Sequence[Node]) -> list[list[int]]:
+    """Dimensions of the constants that have at least two, as often as they are read."""
+    read = [graph.constants_of[node.index] for node in nodes if node.kind is Kind.OTHER]
+    dims = [_wide_dims(graph.constants[name]) for names in read for name in names]
+    return [d for d in dims if len(d) >= 2]
 
 
 def _wide_dims(constant: Constant) -> list[int]:

@@ -274,7 +274,8 @@ def closes_a_residual(entries: Iterable[str], stretch: Iterable[Node]) -> bool:
     """Whether some sum in the stretch joins two values that both come from its entry."""
     nodes = tuple(stretch)
     stream = set(entries).union(*(node.smooth for node in nodes))
-    return any(node.kind is Kind.ADD and stream.issuperset(node.inputs) for node in nodes)
+    sums = (node for node in nodes if node.kind is Kind.ADD)
+    return any(sum(name in stream for name in node.inputs) >= 2 for node in sums)
 
 
 def _fresh(path: list[Step], claimed: set[str], hidden: set[str]) -> list[Step]:

@@ -206,16 +206,24 @@ class Graph:
 
     @cached_property
     def constants_of(self) -> Mapping[int, frozenset[str]]:
-        """Per node index, the constants it reads, directly or through input-free arithmetic."""
+        """Per node index, the constants it reads, directly or through input-free arithmetic.
+
+        Experts count too: matrices of a stack of them, picked by an index that depends on an input.
+        """
         behind: dict[str, frozenset[str]] = {name: frozenset({name}) for name in self.constants}
         found: dict[int, frozenset[str]] = {}
         for node in self.nodes:
             used = frozenset[str]().union(*(behind.get(name, frozenset()) for name in node.inputs))
             found[node.index] = used
+            picked = node.kind is Kind.LOOKUP and self._is_stack(node.inputs[0])
+            carried = node.kind in (Kind.VIEW, Kind.PERMUTE) and node.inputs[0] in behind
             for name in node.outputs:
-                if name not in self.input_dependent:
+                if picked or carried or name not in self.input_dependent:
                     behind.setdefault(name, used)
         return found
+
+    def _is_stack(self, name: str) -> bool:
+        return name in self.constants and len(self.constants[name].shape or ()) > 2
 
     def parameters(self, nodes: Iterable[int]) -> int:
         """Elements of all constants that `nodes` read, each constant counted once."""

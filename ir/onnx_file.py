@@ -26,6 +26,10 @@ from .onnx_view import stored_bytes, tensor_bytes, view
 
 EXTERNAL = onnx.TensorProto.EXTERNAL
 LONGEST_LOCATION = 1024
+ADDED = frozenset({"LayerNormalization", "SimplifiedLayerNormalization"})
+"""Standard operators to onnxruntime at any version; it writes them into files it optimises."""
+
+ADDED_DOMAIN = "blockfold.added"
 ALIGNMENT_BYTES = 4096
 """Offsets of external tensors are multiples of this, so that runtimes can map them to memory."""
 
@@ -125,13 +129,20 @@ def read(source: str | os.PathLike[str] | onnx.ModelProto) -> OnnxModel:
 def check(proto: onnx.ModelProto) -> None:
     """ONNX's own checker, spared the external data, which it would seek in the current folder.
 
+    It is also spared the norms that onnxruntime adds to the standard operators of any version.
     Raises onnx.checker.ValidationError.
     """
-    if not any(t.data_location == EXTERNAL for t in proto.graph.initializer):
+    version = max((o.version for o in proto.opset_import if o.domain in ("", "ai.onnx")), default=1)
+    added = [i for i, node in enumerate(proto.graph.node) if _is_added(node, version)]
+    external = any(t.data_location == EXTERNAL for t in proto.graph.initializer)
+    if not added and not external:
         onnx.checker.check_model(proto)
         return
     light = onnx.ModelProto()
     light.CopyFrom(proto)
+    for index in added:
+        light.graph.node[index].domain = ADDED_DOMAIN
+    light.opset_import.append(onnx.helper.make_opsetid(ADDED_DOMAIN, 1))
     for tensor in light.graph.initializer:
         if tensor.data_location == EXTERNAL:
             info = onnx.helper.make_tensor_value_info(
@@ -143,6 +154,15 @@ def check(proto: onnx.ModelProto) -> None:
     del light.graph.initializer[:]
     light.graph.initializer.extend(kept)
     onnx.checker.check_model(light)
+
+
+def _is_added(node: onnx.NodeProto, version: int) -> bool:
+    """Whether onnxruntime knows this operator and ONNX, at this version, does not."""
+    return (
+        node.domain in ("", "ai.onnx")
+        and node.op_type in ADDED
+        and not onnx.defs.has(node.op_type, version, "")
+    )
 
 
 def _locate(folder: Path, tensor: onnx.TensorProto, name: str = "the model") -> tuple[Path, int]:

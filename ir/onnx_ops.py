@@ -18,7 +18,7 @@ DOMAINS = frozenset({"", "ai.onnx", "com.microsoft"})
 BLOCKED_DOMAIN = "com.microsoft.nchwc"
 """Operators that keep feature maps in blocks of channels, until a ReorderOutput undoes it."""
 
-VIEWS = frozenset("Reshape Flatten Squeeze Unsqueeze ExpandDims".split())
+VIEWS = frozenset("Reshape Flatten Squeeze Unsqueeze ExpandDims Pad".split())
 POINTWISE = frozenset(
     "Cast CastLike Identity Dropout "
     "Relu LeakyRelu PRelu Elu Selu Celu Sigmoid HardSigmoid HardSwish Swish Tanh Softplus Softsign "

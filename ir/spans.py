@@ -122,7 +122,9 @@ def _unit_name(anatomy: Anatomy, index: int) -> str:
 def _mismatch(graph: Graph, entry: str, exit_: str, observed: ObservedShapes | None) -> str | None:
     """Why entry and exit cannot be one stream, or None where they are proved to be."""
     a, b = graph.value(entry), graph.value(exit_)
-    if a.is_known_not_float or b.is_known_not_float or (a.dtype and b.dtype and a.dtype != b.dtype):
+    if a.is_known_not_float or b.is_known_not_float:
+        return f"its ends hold no plain floats: {a.dtype} and {b.dtype}"
+    if a.dtype and b.dtype and a.dtype != b.dtype:
         return f"its ends differ in dtype: {a.dtype} and {b.dtype}"
     if not graph.static_dims_agree(entry, exit_):
         return f"its ends differ in shape: {_pretty(a.shape)} and {_pretty(b.shape)}"

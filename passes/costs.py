@@ -77,11 +77,11 @@ def _kind(unit: Unit) -> object:
 def measure_costs(task: Task, survey: Survey, profile: Profile) -> Costs:
     """Time the model against itself without one unit of each kind and with a map in its place."""
     chosen = _representatives(survey)
-    runners = [Runner(task.model, task.runtime)]
+    runners = [Runner(task.plain, task.runtime)]
     for redundancy in chosen.values():
         for solution in (None, redundancy.solution):
             replacement = Replacement(redundancy.span, solution, 0.0)
-            model = Cleanup()(Substitute([replacement])(task.model).model).model
+            model = Cleanup()(Substitute([replacement])(task.plain).model).model
             runners.append(Runner(model, task.runtime))
     with task.stage("latency of units", 1) as advance:
         whole, *rest = [timing.median_ms for timing in take_turns(runners, profile)]

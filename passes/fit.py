@@ -74,10 +74,10 @@ class Fitter:
         refit: bool = True,
     ) -> None:
         self.task, self.emphasis, self.refit = task, emphasis, refit
-        nodes = task.model.graph.nodes
+        nodes = task.plain.graph.nodes
         self._order = {name: node.index for node in nodes for name in node.outputs}
         firsts = [cut.first for stream in streams for cut in stream.chain.cuts]
-        found = {value: linear_into(task.model, value) for value in firsts}
+        found = {value: linear_into(task.plain, value) for value in firsts}
         self._sums = {value: linear for value, linear in found.items() if linear is not None}
 
     def build(self, wishes: Sequence[Wish]) -> list[Replacement]:
@@ -124,7 +124,7 @@ class _Walk:
     def __init__(self, task: Task, emphasis: Emphasis) -> None:
         self.task, self.emphasis = task, emphasis
         self.done: list[Replacement] = []
-        self.model = task.model
+        self.model = task.plain
         self.tapes = [
             (self._tape(half), self._tape(half)) for half in (task.splits.fit, task.splits.select)
         ]
@@ -137,7 +137,7 @@ class _Walk:
         if wish.form == "identity":
             self._make(before or Replacement(wish.span, None, float("nan")))
             return
-        asked = problem(self.task.model, wish.form, wish.span, self._width(wish.span), wish.linear)
+        asked = problem(self.task.plain, wish.form, wish.span, self._width(wish.span), wish.linear)
         fit, held = (self._regression(pair, asked) for pair in self.tapes)
         if before is not None and before.solution is not None:
             both = fit.merged(held).moments()
@@ -153,20 +153,20 @@ class _Walk:
         self._make(Replacement(wish.span, solution, share, wish.form, wish.linear))
 
     def _width(self, span: Span) -> int:
-        dims = self.task.model.graph.value(span.exit).shape or ()
+        dims = self.task.plain.graph.value(span.exit).shape or ()
         width = dims[span.channel_axis]
         assert isinstance(width, int)
         return width
 
     def _make(self, replacement: Replacement) -> None:
         self.done.append(replacement)
-        self.model = Substitute(self.done)(self.task.model).model
+        self.model = Substitute(self.done)(self.task.plain).model
 
     def _regression(self, tapes: tuple[Tape, Tape], asked: Problem) -> Regression:
         original, compressed = tapes
         reads = [*asked.features, *([asked.given] if asked.given else [])]
         pieces = zip(
-            original.advance(self.task.model, [asked.target.value]),
+            original.advance(self.task.plain, [asked.target.value]),
             compressed.advance(self.model, [feature.value for feature in reads]),
             strict=True,
         )

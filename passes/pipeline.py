@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from ..ir.errors import BadInput
 from ..ir.onnx_file import OnnxModel
+from ..ir.onnx_unfuse import fuse, unfuse
 from .base import Pass, PassResult
 from .cleanup import Cleanup
 from .replacement import Replacement
@@ -36,7 +37,11 @@ def rewrite(
     metadata: Mapping[str, str],
     switches: Switches,
 ) -> PassResult:
-    """Run the passes in order and collect what they changed."""
+    """Run the passes in order and collect what they changed.
+
+    Fused residual sums are taken apart before, and put back where they are still whole.
+    """
+    original, model = model, unfuse(model)
     passes: tuple[Pass, ...] = (
         Substitute(replacements, metadata),
         Cleanup(),
@@ -47,4 +52,4 @@ def rewrite(
             result = step(model)
             model = result.model
             changes += result.changes
-    return PassResult(model, tuple(changes))
+    return PassResult(fuse(original, model), tuple(changes))

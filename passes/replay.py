@@ -56,7 +56,7 @@ def resolve(task: Task, plan: Plan) -> tuple[PassResult, Plan, bytes]:
 
 def _prove_again(task: Task, plan: Plan) -> list[Span]:
     """The spans of the decisions, proved on the model: an edited file is not to be trusted."""
-    streams = {stream.chain.source: stream for stream in anatomies(task.model)}
+    streams = {stream.chain.source: stream for stream in anatomies(task.plain)}
     observed = observe(task, list(streams.values()))
     spans: list[Span] = []
     for decision in plan.decisions:
@@ -64,7 +64,7 @@ def _prove_again(task: Task, plan: Plan) -> list[Span]:
         cuts = () if stream is None else stream.chain.cuts
         if stream is None or not 0 <= decision.start < decision.stop < len(cuts):
             raise BadInput(f"the plan's {decision.name!r} is no stretch of a stream of this model")
-        proved = prove(task.model.graph, stream, decision.start, decision.stop, observed)
+        proved = prove(task.plain.graph, stream, decision.start, decision.stop, observed)
         if isinstance(proved, Refusal):
             raise BadInput(
                 f"the plan's {decision.name!r} cannot be replaced: {proved.reason} ({proved.node})"

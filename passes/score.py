@@ -81,6 +81,7 @@ def offered(
     """
     spans: list[Span] = []
     refusals: list[Refusal] = []
+    largest = (-1, "")
     for stream in streams:
         ends = [(u.start, u.stop) for u in stream.units]
         ends += [(b.start, b.stop) for b in stream.blocks]
@@ -90,12 +91,13 @@ def offered(
                 spans.append(proved)
             else:
                 refusals.append(proved)
+                size = sum(unit.parameters for unit in stream.units[start:stop])
+                why = f"; {proved.name}: {proved.reason} ({proved.node})"
+                largest = max(largest, (size, why), key=lambda found: found[0])
     if not spans:
-        nearest = max(refusals, key=lambda refusal: len(refusal.reason), default=None)
-        why = f"; {nearest.name}: {nearest.reason} ({nearest.node})" if nearest else ""
         raise Unsupported(
             f"no span can be replaced: {len(streams[0].chain.cuts)} cut points and not two "
-            f"neighbours of one shape with nothing leading round{why}"
+            f"neighbours of one shape with nothing leading round{largest[1]}"
         )
     return spans, refusals
 
@@ -104,14 +106,14 @@ def observe(task: Task, streams: Sequence[Anatomy]) -> ObservedShapes:
     """Shapes of all cut values on two batches of the fit split."""
     cuts = [cut for stream in streams for cut in stream.chain.cuts]
     values = [value for cut in cuts for value in cut.values]
-    runner = Runner(task.model, task.runtime, values)
+    runner = Runner(task.plain, task.runtime, values)
     return observe_shapes(runner, task.data, task.splits.fit, values)
 
 
 def score(task: Task) -> Survey:
     """Survey units and blocks in one sweep over the fit and select splits."""
-    graph = task.model.graph
-    streams = anatomies(task.model)
+    graph = task.plain.graph
+    streams = anatomies(task.plain)
     observed = observe(task, streams)
     spans, refusals = offered(graph, streams, observed)
     return Survey(streams, observed, tuple(measure(task, spans, "survey")), tuple(refusals))
@@ -123,7 +125,7 @@ def measure(task: Task, spans: Sequence[Span], stage: str) -> list[Redundancy]:
         return []
     pairs = [Pair(span.entry, span.exit, span.channel_axis) for span in spans]
     taps = list(dict.fromkeys(value for pair in pairs for value in (pair.x, pair.y)))
-    runner = Runner(task.model, task.runtime, taps)
+    runner = Runner(task.plain, task.runtime, taps)
     halves = (task.splits.fit, task.splits.select)
     with task.stage(stage, sum(map(len, halves))) as advance:
         fit, select = (

@@ -59,7 +59,7 @@ class Search:
         found: list[tuple[Trial, Forecast]] = []
         with Reference(self.task, self.task.splits.fit, "original on fit") as reference:
             for trial in self.budget.ranked(trials):
-                fresh = reference.score(build(self.task.model, trial.replacements))
+                fresh = reference.score(build(self.task.plain, trial.replacements))
                 expected = min(
                     (self._forecast(scores) for scores in (fresh, trial.scores.joined(fresh))),
                     key=lambda forecast: forecast.chance,
@@ -91,7 +91,7 @@ class Search:
 
     def _measure(self, reference: Reference, choices: tuple[Choice, ...]) -> Trial:
         replacements = [choice.replacement for choice in choices]
-        model = build(self.task.model, replacements)
+        model = build(self.task.plain, replacements)
         scores = reference.score(model)
         trial = Trial(
             choices,
@@ -124,7 +124,7 @@ class Search:
                     if len(run) < count or any(key not in damage for key in keys):
                         break
                     proved = prove(
-                        self.task.model.graph,
+                        self.task.plain.graph,
                         stream,
                         run[0].start,
                         run[-1].stop,
@@ -142,8 +142,8 @@ class Search:
         """Whether the span is more than the map that would replace it."""
         span, solution = choice.span, choice.replacement.solution
         stored = 0 if solution is None else solution.W.size + solution.b.size
-        nodes = len(choice.replacement.nodes(self.task.model)) if solution is not None else 0
-        graph = self.task.model.graph
+        nodes = len(choice.replacement.nodes(self.task.plain)) if solution is not None else 0
+        graph = self.task.plain.graph
         return graph.parameters(span.removed) > stored or (
             len(span.removed) > nodes and self.costs.gained_ms(choice.replacement) > 0
         )

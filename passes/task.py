@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,7 @@ from ..calibration.runtime import Feeds, Runner, Runtime
 from ..calibration.splits import Splits
 from ..ir.errors import BadInput, Unsupported
 from ..ir.onnx_file import OnnxModel
+from ..ir.onnx_unfuse import unfuse
 
 Samples = NDArray[np.int64]
 Advance = Callable[[int], None]
@@ -54,6 +56,11 @@ class Task:
     mask: str | None
     batch: int
     stage: Stage = field(default=silent)
+
+    @cached_property
+    def plain(self) -> OnnxModel:
+        """The model as it is analysed and edited: no residual sum hidden in a fused operator."""
+        return unfuse(self.model)
 
     @property
     def is_exact(self) -> bool:

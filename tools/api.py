@@ -19,6 +19,7 @@ from ..calibration.sources import open_data, random_data
 from ..calibration.splits import DEFAULT, Fractions, Splits, split
 from ..ir.errors import BadInput, NotMet
 from ..ir.onnx_file import OnnxModel, read, staged, write
+from ..ir.onnx_unfuse import unfuse
 from ..passes.budget import Budget
 from ..passes.costs import Costs
 from ..passes.facts import Facts
@@ -145,14 +146,21 @@ def inspect(model: Model, data: object = None, **settings: Any) -> Inspection:
     options = _settings(settings)
     read_in = read_model(model)
     if data is None and options.random_samples is None:
-        streams = anatomies(read_in)
-        spans, refusals = offered(read_in.graph, streams, None)
-        return Inspection(read_in, streams, tuple(spans), tuple(refusals), None)
+        plain = unfuse(read_in)
+        streams = anatomies(plain)
+        spans, refusals = offered(plain.graph, streams, None)
+        return Inspection(read_in, plain.graph, streams, tuple(spans), tuple(refusals), None)
     with _task(read_in, data, options) as task:
         survey = score(task)
         found = tuple(redundancy.span for redundancy in survey.spans)
         return Inspection(
-            read_in, survey.anatomies, found, survey.refusals, survey, task.data.random
+            read_in,
+            task.plain.graph,
+            survey.anatomies,
+            found,
+            survey.refusals,
+            survey,
+            task.data.random,
         )
 
 

@@ -242,7 +242,7 @@ def _inspection(found: Inspection) -> dict[str, Any]:
     spans = []
     for span in found.spans:
         record = dataclasses.asdict(span) | {"removed": len(span.removed)}
-        record["parameters"] = found.model.graph.parameters(span.removed)
+        record["parameters"] = found.graph.parameters(span.removed)
         redundancy = measured.get(id(span))
         if redundancy is not None:
             record |= {

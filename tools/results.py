@@ -10,6 +10,7 @@ import onnx
 
 from ..ir.blocks import Anatomy
 from ..ir.errors import BadInput
+from ..ir.graph import Graph
 from ..ir.onnx_file import OnnxModel, staged, write, write_bytes
 from ..ir.spans import Refusal, Span
 from ..passes.facts import Facts
@@ -46,9 +47,13 @@ class Result:
 
 @dataclass(frozen=True, eq=False)
 class Inspection:
-    """What a model is made of; `survey` where there was data, which may have been `random`."""
+    """What a model is made of; `survey` where there was data, which may have been `random`.
+
+    `graph` is the one that the spans are of: fused residual sums are taken apart in it.
+    """
 
     model: OnnxModel
+    graph: Graph
     anatomies: tuple[Anatomy, ...]
     spans: tuple[Span, ...]
     refusals: tuple[Refusal, ...]

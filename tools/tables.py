@@ -37,7 +37,7 @@ def show_inspection(console: Console, found: Inspection) -> None:
             table.add_row(
                 Text(span.name),
                 f"{span.blocks:.2f}",
-                _count(found.model.graph.parameters(span.removed)),
+                _count(found.graph.parameters(span.removed)),
             )
     console.print(table)
     if found.survey is not None:
@@ -59,7 +59,7 @@ def _span_cells(found: Inspection, redundancy: Redundancy) -> Sequence[str | Tex
     return (
         Text(span.name),
         f"{span.blocks:.2f}",
-        _count(found.model.graph.parameters(span.removed)),
+        _count(found.graph.parameters(span.removed)),
         f"{redundancy.block_redundancy:.4g}",
         f"{redundancy.cosine:.3f}",
         f"{redundancy.affine_r2:.3f}",

@@ -19,6 +19,7 @@ from blockfold.tests.spellings import (
     SIZES,
     Spelling,
     arrays,
+    copy,
     exported,
     fused_for,
     optimized,
@@ -27,13 +28,7 @@ from blockfold.tests.spellings import (
 )
 
 TOLERANCE = 1e-5
-PAIRS = [
-    (network, optimiser)
-    for network in NETWORKS
-    for optimiser in OPTIMISERS
-    if (network, optimiser) != ("decoder", "onnxruntime")
-]
-"""The one left out is in test_norms_that_only_onnxruntime_knows."""
+PAIRS = [(network, optimiser) for network in NETWORKS for optimiser in OPTIMISERS]
 
 
 def slow(opset: int) -> Any:
@@ -100,7 +95,14 @@ def test_norms_that_only_onnxruntime_knows(network: str, opset: int) -> None:
     model = optimized(exported(network, opset), "EXTENDED")
     norm = "SimplifiedLayerNormalization" if network == "decoder" else "LayerNormalization"
     assert norm in {node.op_type for node in model.graph.node if node.domain == ""}
-    with pytest.raises(BadInput, match=f"No Op registered for {norm} "):
+    require_the_same(network, model)
+
+
+@pytest.mark.parametrize("op", ["Simplified", "RMSNormalization", "Gelu"])
+def test_other_operators_that_onnx_does_not_know_are_refused(op: str) -> None:
+    model = copy(exported("decoder"))
+    model.graph.node[-1].op_type = op
+    with pytest.raises(BadInput, match=f"No Op registered for {op} "):
         read(model)
 
 
@@ -108,6 +110,8 @@ def test_norms_that_only_onnxruntime_knows(network: str, opset: int) -> None:
     ("network", "model_type", "operators"),
     [
         ("pre-norm", "gpt2", {"SkipLayerNormalization", "BiasGelu"}),
+        ("pre-norm", "bert", {"SkipLayerNormalization", "BiasGelu", "Attention"}),
+        ("decoder", "gpt2", {"SkipSimplifiedLayerNormalization"}),
         ("post-norm", "gpt2", {"SkipLayerNormalization", "BiasGelu"}),
         ("post-norm", "bert", {"SkipLayerNormalization", "BiasGelu", "Attention"}),
     ],
