@@ -21,7 +21,8 @@ def temporary(
     monkeypatch.setattr(tempfile, "tempdir", str(folder))
     monkeypatch.setenv("TMPDIR", str(folder))
     yield folder
-    assert not list(folder.iterdir())
+    # torch makes itself a folder of caches where it exports
+    assert not [file for file in folder.iterdir() if not file.name.startswith("torchinductor")]
 
 
 @pytest.fixture
