@@ -116,18 +116,6 @@ class Moments:
             yy.product * scale,
         )
 
-    def about_zero(self) -> Moments:
-        """Moments about zero instead of the means: for a map that has no b."""
-        zero_x, zero_y = np.zeros_like(self.mean_x), np.zeros_like(self.mean_y)
-        return Moments(
-            self.rows,
-            zero_x,
-            zero_y,
-            self.Cxx + np.outer(self.mean_x, self.mean_x),
-            self.Cxy + np.outer(self.mean_x, self.mean_y),
-            self.Cyy + np.outer(self.mean_y, self.mean_y),
-        )
-
     @property
     def variance(self) -> float:
         """tr(Cyy): what the best constant leaves unexplained."""

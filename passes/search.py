@@ -142,7 +142,7 @@ class Search:
         """Whether the span is more than the map that would replace it."""
         span, solution = choice.span, choice.replacement.solution
         stored = 0 if solution is None else solution.W.size + solution.b.size
-        nodes = len(choice.replacement.nodes(self.task.plain)) if solution is not None else 0
+        nodes = len(choice.replacement.nodes()) if solution is not None else 0
         graph = self.task.plain.graph
         return graph.parameters(span.removed) > stored or (
             len(span.removed) > nodes and self.costs.gained_ms(choice.replacement) > 0
