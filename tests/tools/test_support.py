@@ -62,7 +62,7 @@ def test_blocks_are_found_and_replaced_as_in_torch(
 
 @pytest.mark.parametrize("exporter", EXPORTERS)
 @pytest.mark.parametrize("name", WITH_CACHE)
-def test_blocks_that_hand_out_their_keys_are_refused(
+def test_blocks_that_hand_out_their_keys_are_refused_but_their_second_halves(
     name: str, exporter: str, tmp_path: Path
 ) -> None:
     from blockfold.tools.support.trial import try_subject
@@ -71,7 +71,10 @@ def test_blocks_that_hand_out_their_keys_are_refused(
     subject = next(subject for subject in ZOO if subject.name == name)
     row = try_subject(subject, exporter, tmp_path)
     assert row.found == row.expected == (3,)
-    assert all("graph output" in swap.refusal for swap in row.swaps)
+    blocks, halves = row.swaps[0::2], row.swaps[1::2]
+    assert len(blocks) == len(halves) == 2
+    assert all("graph output" in swap.refusal for swap in blocks)
+    assert [swap for swap in halves if not swap.is_good] == []
     if exporter == "dynamo":
         require_same_cuts(subject, tmp_path / f"{subject.key}-dynamo.onnx")
 
@@ -118,7 +121,7 @@ def test_the_comparison_sees_a_wrong_map_and_a_wrong_place(tmp_path: Path) -> No
     """A trial in which torch is given another map, or another block, must fail."""
     from blockfold.tools.support.exporters import EXPORTERS as EXPORT
     from blockfold.tools.support.exporters import quiet
-    from blockfold.tools.support.trial import TOLERANCE, Case, compare, given_map
+    from blockfold.tools.support.trial import TOLERANCE, Case, Place, compare, given_map
     from blockfold.tools.support.zoo import ZOO
 
     subject = next(subject for subject in ZOO if subject.name == "BERT")
@@ -130,5 +133,5 @@ def test_the_comparison_sees_a_wrong_map_and_a_wrong_place(tmp_path: Path) -> No
     paths = subject.streams(module)[0]
     case = Case(subject, module, model, stream, paths)
     W, b = given_map(32, 0)
-    assert compare(case, model, paths[1], W, b) > 100 * TOLERANCE
-    assert compare(case, model, paths[1], np.full_like(W, np.nan), b) == float("inf")
+    assert compare(case, model, Place(paths[1]), W, b) > 100 * TOLERANCE
+    assert compare(case, model, Place(paths[1]), np.full_like(W, np.nan), b) == float("inf")

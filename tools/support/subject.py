@@ -32,8 +32,10 @@ class Subject:
 
     `blocks` are patterns of module paths, one per stream, each matching that stream's blocks in
     order. `kept` is the submodule at the end of a block that survives a replacement, because the
-    span ends in front of it (the LayerNorm of a post-norm block). `dynamic` names the axes whose
-    length may change. `counts` says of a module whether it is a block.
+    span ends in front of it (the LayerNorm of a post-norm block); `half` is the one that reads the
+    value between the halves of a block: the second is tried where whole blocks are refused.
+    `dynamic` names the axes whose length may change. `counts` says of a module whether it is a
+    block.
     """
 
     name: str
@@ -42,6 +44,7 @@ class Subject:
     dynamic: Mapping[str, Mapping[int, str]]
     blocks: tuple[str, ...]
     kept: str = ""
+    half: str = ""
     sizes: tuple[tuple[int, int], ...] = ((2, 9), (1, 5), (3, 14))
     counts: Callable[[nn.Module], bool] = lambda _: True
 

@@ -95,31 +95,52 @@ class Case:
 
 
 def _swaps(case: Case) -> list[Swap]:
-    """The first block, and of the others the one nearest to the middle that may be replaced."""
+    """The first block, and of the others the one nearest to the middle that may be replaced.
+
+    Of blocks that are refused also the second half, where the subject tells how.
+    """
     observed = _observe(case)
+    blocks = case.stream.blocks
     proved = [
-        prove(case.model.graph, case.stream, block.start, block.stop, observed)
-        for block in case.stream.blocks
+        prove(case.model.graph, case.stream, block.start, block.stop, observed) for block in blocks
     ]
     middle = len(proved) // 2
     order = sorted(
         range(1, len(proved)), key=lambda i: (isinstance(proved[i], Refusal), abs(i - middle))
     )
-    return [_swap(case, index, proved[index], observed) for index in (0, *order[:1])]
+    swaps: list[Swap] = []
+    for index in (0, *order[:1]):
+        stop = blocks[index].stop
+        swaps.append(_swap(case, index, proved[index], observed))
+        if swaps[-1].refusal and case.subject.half:
+            half = prove(case.model.graph, case.stream, stop - 1, stop, observed)
+            swaps.append(_swap(case, index, half, observed, case.subject.half))
+    return swaps
 
 
-def _swap(case: Case, index: int, span: Span | Refusal, observed: ObservedShapes) -> Swap:
-    """Replace block `index` of the stream in the file, and the module it came from in torch."""
-    block = case.stream.blocks[index]
+def _swap(
+    case: Case, index: int, span: Span | Refusal, observed: ObservedShapes, entry: str = ""
+) -> Swap:
+    """Replace block `index`, or its part from the input of `entry` on, in the file and in torch."""
     if isinstance(span, Refusal):
-        return Swap(block.name, refusal=f"{span.reason} ({span.node})")
-    if not _is_called(block, case.paths[index]):
-        return Swap(block.name, refusal=f"is not {case.paths[index]}")
+        return Swap(span.name, refusal=f"{span.reason} ({span.node})")
+    path = case.paths[index]
+    if not _is_called(case.stream.blocks[index], path):
+        return Swap(span.name, refusal=f"is not {path}")
     W, b = given_map(observed[span.exit][0][span.channel_axis], index)
     solution = Solution(W, b, ridge=0.0, rows=len(b), rank=len(b), condition=1.0)
     result = rewrite(case.model, [Replacement(span, solution, 0.0)], {}, ALL_PASSES).model
-    worst = compare(case, result, case.paths[index], W, b)
-    return Swap(block.name, worst, leftovers(result.graph))
+    worst = compare(case, result, Place(path, entry, case.subject.kept), W, b)
+    return Swap(span.name, worst, leftovers(result.graph))
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where torch puts the map: from the input of `entry` in the block at `path`, up to `kept`."""
+
+    path: str
+    entry: str = ""
+    kept: str = ""
 
 
 def given_map(width: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -129,13 +150,13 @@ def given_map(width: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     return W, generator.standard_normal(width)
 
 
-def compare(case: Case, result: OnnxModel, path: str, W: np.ndarray, b: np.ndarray) -> float:
-    """Worst difference of the file to torch with x W + b in the place of `path`, at all sizes."""
+def compare(case: Case, result: OnnxModel, place: Place, W: np.ndarray, b: np.ndarray) -> float:
+    """Worst difference of the file to torch with x W + b at that place, at all sizes."""
     runner = Runner(result, choose_runtime("cpu", threads=1))
     worst = 0.0
     for size in case.subject.sizes:
         inputs = case.subject.inputs(*size)
-        with quiet(), replaced(case.module, path, case.subject.kept, W, b):
+        with quiet(), replaced(case.module, place, W, b):
             wanted = call(case.module, inputs)
         made = runner(_feeds(case.model, inputs))
         worst = max(worst, difference([made[name] for name in case.model.graph.outputs], wanted))
@@ -143,14 +164,12 @@ def compare(case: Case, result: OnnxModel, path: str, W: np.ndarray, b: np.ndarr
 
 
 @contextmanager
-def replaced(
-    module: nn.Module, path: str, kept: str, W: np.ndarray, b: np.ndarray
-) -> Iterator[None]:
-    """Within: the block at `path` gives x W + b, followed by its submodule `kept` if there is one.
+def replaced(module: nn.Module, place: Place, W: np.ndarray, b: np.ndarray) -> Iterator[None]:
+    """Within: the block gives x W + b, followed by its submodule `kept` if there is one.
 
-    x is the block's first tensor; what else it returns (a position bias) is left alone.
+    x is the first tensor read at the entry; what else it returns (a position bias) is left alone.
     """
-    block = module.get_submodule(path)
+    block = module.get_submodule(place.path)
     entries: list[torch.Tensor] = []
 
     def mapped() -> torch.Tensor:
@@ -169,9 +188,10 @@ def replaced(
     def swap_input(_: nn.Module, __: Any) -> tuple[torch.Tensor]:
         return (mapped(),)
 
-    hooks = [block.register_forward_pre_hook(enter, with_kwargs=True)]
-    if kept:
-        hooks.append(block.get_submodule(kept).register_forward_pre_hook(swap_input))
+    first = block.get_submodule(place.entry) if place.entry else block
+    hooks = [first.register_forward_pre_hook(enter, with_kwargs=True)]
+    if place.kept:
+        hooks.append(block.get_submodule(place.kept).register_forward_pre_hook(swap_input))
     else:
         hooks.append(block.register_forward_hook(leave))
     try:

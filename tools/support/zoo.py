@@ -297,6 +297,7 @@ ZOO: tuple[Subject, ...] = (
         cached(2),
         CACHE,
         (r"model\.transformer\.h\.\d+",),
+        half="ln_2",
     ),
     Subject(
         "Llama, KV cache",
@@ -304,5 +305,6 @@ ZOO: tuple[Subject, ...] = (
         cached(1),
         CACHE,
         (r"model\.model\.layers\.\d+",),
+        half="post_attention_layernorm",
     ),
 )
