@@ -26,6 +26,15 @@ file that no output needs.
 
 """
 
+NOTES = """
+Repeat a row with `python -m blockfold.tools.support "NAME"`.
+
+MobileNetV2: counted are the blocks with a residual sum; those that change width or stride are a
+run of convolutions, with nothing that leads past them. KV cache: a block makes outputs of the
+model, its keys and values, so it is refused as a whole; its second half (norm and MLP) is replaced.
+Swin and T5 are built with eager attention: torch cannot decompose its fused attention for them.
+"""
+
 
 def main(names: list[str]) -> None:
     """Print the table for all networks, or for those named."""
@@ -40,6 +49,7 @@ def main(names: list[str]) -> None:
             if not names or subject.name in names:
                 for exporter in EXPORTERS:
                     click.echo(_line(try_subject(subject, exporter, Path(folder))))
+    click.echo(NOTES, nl=False)
 
 
 def _line(row: Row) -> str:
