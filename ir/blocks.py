@@ -96,7 +96,7 @@ def anatomy(graph: Graph, chain: Chain) -> Anatomy:
 
 
 def _block_ranges(graph: Graph, chain: Chain) -> list[tuple[int, int]]:
-    """Repeating runs within stages of one width, and lone units that a residual sum closes."""
+    """Repeating runs within stages of one width, and lone units with weights and a residual sum."""
     ranges: list[tuple[int, int]] = []
     cuts = chain.cuts
     keeps_width = [
@@ -113,7 +113,7 @@ def _block_ranges(graph: Graph, chain: Chain) -> list[tuple[int, int]]:
     ranges += [
         (i, i + 1)
         for i, nodes in enumerate(chain.stretches)
-        if i not in covered and closes_a_residual(cuts[i].values, nodes)
+        if i not in covered and _matrices(graph, nodes) and closes_a_residual(cuts[i].values, nodes)
     ]
     return sorted(ranges)
 

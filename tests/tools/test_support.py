@@ -23,7 +23,8 @@ pytestmark = [
 ]
 NAMES = (
     "BERT, RoBERTa, DistilBERT, ModernBERT, ViT, DeiT, Swin, GPT-2, Llama, Qwen3, Gemma, Mixtral, "
-    "T5 encoder, T5, Whisper encoder, CLIP, ConvNeXt, ResNet, MobileNetV2"
+    "T5 encoder, T5, Whisper encoder, CLIP, ConvNeXt, ResNet, MobileNetV2, DeBERTa-v2, BLOOM, "
+    "BART, Mamba, Segformer"
 ).split(", ")
 WITH_CACHE = ["GPT-2, KV cache", "Llama, KV cache"]
 EXPORTERS = ["dynamo", "torchscript"]
