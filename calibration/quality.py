@@ -7,6 +7,7 @@ them, bounds are computed from them (passes/bounds.py).
     agreement  [argmax of new differs from argmax of original]
     cosine     1 - mean over rows of cos(original, new) along the last axis
     nmse       mean (original - new)^2 / variance of the original's output over all samples
+    kl         KL(softmax of original, softmax of new) in nats, mean over rows
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import log_softmax
 
 from ..ir.errors import BadInput
 from .masks import row_weights
@@ -145,11 +147,21 @@ def _nmse(outputs: Outputs) -> tuple[Array, Array]:
     return np.zeros(len(errors)), -_per_sample(rows, outputs.mask)
 
 
+def _kl(outputs: Outputs) -> tuple[Array, Array]:
+    if outputs.new.ndim < 2:
+        raise BadInput(f"--metric kl needs outputs of logits, not of shape {outputs.new.shape}")
+    before = log_softmax(outputs.original.astype(np.float64), axis=-1)
+    after = log_softmax(outputs.new.astype(np.float64), axis=-1)
+    rows = np.maximum((np.exp(before) * (before - after)).sum(-1), 0.0)  # rounding aside
+    return np.zeros(len(rows)), -_per_sample(rows, outputs.mask)
+
+
 METRICS: dict[str, Callable[[Outputs], tuple[Array, Array]]] = {
     "accuracy": _accuracy,
     "agreement": _agreement,
     "cosine": _cosine,
     "nmse": _nmse,
+    "kl": _kl,
 }
 
 

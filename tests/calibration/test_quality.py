@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from scipy.special import softmax
+from scipy.stats import entropy
 
 from blockfold.calibration.quality import (
     METRICS,
@@ -54,6 +56,17 @@ def test_cosine_is_the_mean_over_rows() -> None:
     np.testing.assert_allclose(same.damage, [0.0], atol=1e-12)
 
 
+def test_kl_is_the_divergence_of_the_probabilities() -> None:
+    found = scored("kl", Outputs(ORIGINAL, NEW))
+    wanted = entropy(softmax(ORIGINAL, axis=1), softmax(NEW, axis=1), axis=1)
+    np.testing.assert_allclose(found.damage, wanted)
+    assert wanted.min() > 0.01
+    known = np.log([[0.5, 0.5]]), np.log([[0.25, 0.75]])
+    np.testing.assert_allclose(scored("kl", Outputs(*known)).damage, [0.5 * np.log(4 / 3)])
+    far = scored("kl", Outputs(1e4 * ORIGINAL, 1e4 * ORIGINAL + 7.0))
+    np.testing.assert_allclose(far.damage, 0.0, atol=1e-12)
+
+
 def test_nmse_is_relative_to_the_variance_of_the_original() -> None:
     found = scored("nmse", Outputs(ORIGINAL, NEW))
     errors = np.square(ORIGINAL - NEW).mean(1)
@@ -95,6 +108,7 @@ def token_outputs(metric: str, length: int) -> Outputs:
         "accuracy",
         "cosine",
         "nmse",
+        "kl",
     ],
 )
 def test_padding_does_not_count(metric: str) -> None:
@@ -127,6 +141,7 @@ def test_groups_are_means_of_their_samples() -> None:
         ("accuracy", Outputs(ORIGINAL, NEW, LABELS[:, None]), "do not fit labels of shape"),
         ("agreement", Outputs(ORIGINAL[None], NEW[None]), "take --metric cosine"),
         ("cosine", Outputs(ORIGINAL[0], NEW[0]), "needs outputs of rows"),
+        ("kl", Outputs(ORIGINAL[0], NEW[0]), "needs outputs of logits"),
         ("nmse", Outputs(ORIGINAL, np.full_like(NEW, np.inf)), "NaN or Inf"),
         ("agreement", Outputs(ORIGINAL, np.full_like(NEW, np.nan)), "NaN or Inf"),
     ],

@@ -86,7 +86,7 @@ def test_counts_of_worse_and_better_samples() -> None:
     assert verdict.largest_damage == 1.0
 
 
-@pytest.mark.parametrize("metric", ["cosine", "nmse"])
+@pytest.mark.parametrize("metric", ["cosine", "nmse", "kl"])
 def test_other_metrics_are_estimated(metric: str) -> None:
     with task_of(samples(MODEL, 60), metric=metric) as task:
         damage = np.linspace(0, 0.1, 50)
