@@ -11,8 +11,9 @@ meet: encoder states join a decoder, keys of earlier tokens join the present one
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from .dominators import Tree
 from .graph import JOINING, Graph, Kind, Node
@@ -142,14 +143,26 @@ def _makers(graph: Graph, name: str, seen: set[int]) -> list[int]:
     return found
 
 
+class _Approach(NamedTuple):
+    """How a stream comes to a cut. Of several the greatest, in this order, goes on from there."""
+
+    carried: bool  # sums and cheap operations alone lead to the cut
+    depth: int  # residual sums in a row up to it
+    alone: int  # minus the other streams that join on the way
+    covered: int  # parameters up to it
+    rank: int  # minus the place of the source among the sources
+    value: str
+    stretch: tuple[Node, ...]
+
+
 class _Streams:
     """The cuts of all sources towards one sink, and which stream each belongs to."""
 
     def __init__(
-        self, graph: Graph, sources: Iterable[str], sink: str, downstream: set[str]
+        self, graph: Graph, sources: Sequence[str], sink: str, downstream: set[str]
     ) -> None:
         self.graph = graph
-        self.sources = tuple(sources)
+        self.rank = {source: -place for place, source in enumerate(sources)}
         self.sink = sink
         self.kept = downstream & graph.ancestors([sink])
         self.tree = self._tree()
@@ -158,6 +171,7 @@ class _Streams:
             value = source if source in self.kept else sink
             while value != sink and value not in self.next:
                 self.next[value] = value = self._next(value)
+        self.chosen: dict[str, _Approach] = {}
         self._choose()
 
     def _tree(self) -> Tree[str | int]:
@@ -196,37 +210,37 @@ class _Streams:
         return vertex
 
     def _choose(self) -> None:
-        """For each cut the one before it in its stream, front to back."""
-        rank = {source: number for number, source in enumerate(self.sources)}
-        depth = dict.fromkeys(rank, 0)  # residual sums in a row
+        """For each cut, front to back, the stream that it belongs to."""
         order = dict.fromkeys(self.graph.inputs, -1)
         order |= {name: node.index for node in self.graph.nodes for name in node.outputs}
         before: dict[str, list[str]] = {}
         for value, following in self.next.items():
             before.setdefault(following, []).append(value)
-        self.steps: dict[str, tuple[str, tuple[Node, ...]]] = {}
-        self.covered = dict.fromkeys([*self.next, self.sink], 0)
         for cut in sorted(before, key=order.__getitem__):
-            candidates = []
-            for value in before[cut]:
-                stretch = self._between(value, cut)
-                covered = self.covered[value] + _weight(self.graph, value, cut, stretch)
-                carried = is_residual([value], stretch, cut)
-                closed = carried and closes_a_residual([value], stretch)
-                passed = {name for node in stretch for name in node.outputs}
-                key = (
-                    carried,
-                    depth[value] + closed if carried else 0,
-                    -len(passed.intersection(before[cut])),
-                    covered,
-                    -rank[value],
-                )
-                candidates.append((key, value, stretch))
-            key, value, stretch = max(candidates, key=lambda c: c[0])
-            _, depth[cut], _, covered, _ = key
-            rank[cut] = rank[value]
-            self.steps[cut] = (value, stretch)
-            self.covered[cut] = covered
+            approaches = [self._approach(value, cut, before[cut]) for value in before[cut]]
+            self.chosen[cut] = max(approaches, key=lambda approach: approach[:5])
+
+    def _approach(self, value: str, cut: str, others: Sequence[str]) -> _Approach:
+        """From one cut to the next; `others` are the cuts that come before the same one."""
+        stretch = self._between(value, cut)
+        carried = is_residual([value], stretch, cut)
+        closed = carried and closes_a_residual([value], stretch)
+        passed = {name for node in stretch for name in node.outputs}
+        behind = self.chosen.get(value)
+        depth, covered, rank = (
+            (0, 0, self.rank[value])
+            if behind is None
+            else (behind.depth, behind.covered, behind.rank)
+        )
+        return _Approach(
+            carried,
+            depth + closed if carried else 0,
+            -len(passed.intersection(others)),
+            covered + _weight(self.graph, value, cut, stretch),
+            rank,
+            value,
+            stretch,
+        )
 
     def _between(self, start: str, stop: str) -> tuple[Node, ...]:
         """Nodes on differentiable paths from one cut to a later one, in topological order."""
@@ -241,18 +255,21 @@ class _Streams:
 
     def paths(self) -> list[list[Step]]:
         """Each stream as its cut values in order, the stream with most parameters first."""
-        inner = {value for value, _ in self.steps.values()}
-        ends = [value for value in [*self.next, self.sink] if value not in inner]
-        paths = []
-        for end in sorted(dict.fromkeys(ends), key=lambda name: -self.covered[name]):
-            path: list[Step] = []
-            value = end
-            while value in self.steps:
-                before, stretch = self.steps[value]
-                path.append((value, stretch))
-                value = before
-            paths.append([(value, ()), *reversed(path)])
-        return paths
+        inner = {approach.value for approach in self.chosen.values()}
+        ends = [value for value in dict.fromkeys([*self.next, self.sink]) if value not in inner]
+        return [self._path(end) for end in sorted(ends, key=lambda name: -self._covered(name))]
+
+    def _covered(self, cut: str) -> int:
+        return self.chosen[cut].covered if cut in self.chosen else 0
+
+    def _path(self, end: str) -> list[Step]:
+        steps: list[Step] = []
+        value = end
+        while value in self.chosen:
+            approach = self.chosen[value]
+            steps.append((value, approach.stretch))
+            value = approach.value
+        return [(value, ()), *reversed(steps)]
 
 
 def _weight(graph: Graph, start: str, stop: str, stretch: Iterable[Node]) -> int:
