@@ -213,8 +213,9 @@ class Graph:
         for node in self.nodes:
             used = frozenset[str]().union(*(behind.get(name, frozenset()) for name in node.inputs))
             found[node.index] = used
-            picked = node.kind is Kind.LOOKUP and self._is_stack(node.inputs[0])
-            carried = node.kind in (Kind.VIEW, Kind.PERMUTE) and node.inputs[0] in behind
+            first = node.inputs[0] if node.inputs else ""
+            picked = node.kind is Kind.LOOKUP and self._is_stack(first)
+            carried = node.kind in (Kind.VIEW, Kind.PERMUTE) and first in behind
             for name in node.outputs:
                 if picked or carried or name not in self.input_dependent:
                     behind.setdefault(name, used)
