@@ -55,6 +55,12 @@ class CoMoment:
         self.rows += other.rows
         self.weight = total
 
+    def scaled(self, factor: float) -> CoMoment:
+        """As if every row had `factor` times its weight."""
+        return CoMoment(
+            self.rows, self.weight * factor, self.mean_x, self.mean_y, self.product * factor
+        )
+
     def copy(self) -> CoMoment:
         return CoMoment(self.rows, self.weight, self.mean_x, self.mean_y, self.product.copy())
 
@@ -114,6 +120,32 @@ class Moments:
             xx.product * scale,
             xy.product * scale,
             yy.product * scale,
+        )
+
+    def part(self, columns: NDArray[np.int64], given: NDArray[np.int64] | None = None) -> Moments:
+        """Moments of some columns of x and of y - x[given], indices (p,) and (d,) into x."""
+        x, Cxx = self.mean_x[columns], self.Cxx[np.ix_(columns, columns)]
+        if given is None:
+            return Moments(self.rows, x, self.mean_y, Cxx, self.Cxy[columns], self.Cyy)
+        beside = self.Cxy[given]
+        return Moments(
+            self.rows,
+            x,
+            self.mean_y - self.mean_x[given],
+            Cxx,
+            self.Cxy[columns] - self.Cxx[np.ix_(columns, given)],
+            self.Cyy - beside - beside.T + self.Cxx[np.ix_(given, given)],
+        )
+
+    def about_zero(self) -> Moments:
+        """Moments about zero instead of the means: for a map that has no b."""
+        return Moments(
+            self.rows,
+            np.zeros_like(self.mean_x),
+            np.zeros_like(self.mean_y),
+            self.Cxx + np.outer(self.mean_x, self.mean_x),
+            self.Cxy + np.outer(self.mean_x, self.mean_y),
+            self.Cyy + np.outer(self.mean_y, self.mean_y),
         )
 
     @property

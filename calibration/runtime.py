@@ -162,6 +162,7 @@ class Runner:
     """
 
     def __init__(self, model: OnnxModel, runtime: Runtime, taps: Sequence[str] = ()) -> None:
+        self.inputs = model.graph.inputs
         self.outputs = model.graph.outputs
         self.fixed_batch = fixed_batch(model)
         self._echoed = [name for name in taps if name in model.graph.inputs]
@@ -176,7 +177,7 @@ class Runner:
         """
         rows = len(next(iter(feeds.values())))
         if self.fixed_batch is not None and rows != self.fixed_batch:
-            feeds = {name: _pad(array, self.fixed_batch) for name, array in feeds.items()}
+            feeds = {name: pad_rows(array, self.fixed_batch) for name, array in feeds.items()}
         try:
             results = self._session.run(self._wanted, dict(feeds))
         except Exception as error:  # onnxruntime's errors share no public base class
@@ -186,8 +187,12 @@ class Runner:
         found = dict(zip(self._wanted, results, strict=True))
         found.update((name, feeds[name]) for name in self._echoed)
         if self.fixed_batch is not None and rows != self.fixed_batch:
-            found = {name: _cut(array, rows, self.fixed_batch) for name, array in found.items()}
+            found = {name: cut_rows(array, rows, self.fixed_batch) for name, array in found.items()}
         return found
+
+    def run_whole(self, feeds: Feeds) -> dict[str, np.ndarray]:
+        """The model's own outputs on a batch that needs no padding."""
+        return dict(zip(self.outputs, self._session.run(None, dict(feeds)), strict=True))
 
     def run_only(self, feeds: dict[str, np.ndarray]) -> None:
         """Run the model's own outputs and drop them: what a timing loop needs, and no more."""
@@ -234,11 +239,14 @@ def _open_session(
     return session
 
 
-def _pad(array: np.ndarray, rows: int) -> np.ndarray:
+def pad_rows(array: np.ndarray, rows: int) -> np.ndarray:
+    """The array with copies of its last row, up to `rows` of them."""
+    if len(array) == rows:
+        return array
     return np.concatenate([array, np.repeat(array[-1:], rows - len(array), axis=0)])
 
 
-def _cut(array: np.ndarray, rows: int, batch: int) -> np.ndarray:
+def cut_rows(array: np.ndarray, rows: int, batch: int) -> np.ndarray:
     """What belongs to the first rows of a batch; values without a batch axis stay whole."""
     if array.ndim == 0 or len(array) % batch:
         return array

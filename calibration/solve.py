@@ -4,8 +4,9 @@
 
     W = (Cxx + lambda t I)^-1 (Cxy + lambda t W0),   b = mean_y - mean_x W
 
-One eigendecomposition of Cxx gives W for every lambda; no inverse is ever formed. W0 = I: as lambda
-grows the map becomes the identity, so dropping a block and replacing it are one family.
+One eigendecomposition of Cxx gives W for every lambda; no inverse is ever formed. As lambda grows
+the map becomes W0: the identity for a map of the stream, so that dropping a block and replacing it
+are one family; the weight that is there for a linear operation that is solved again.
 """
 
 from __future__ import annotations
@@ -24,7 +25,10 @@ RANK_TOLERANCE = 1e-10
 
 @dataclass(frozen=True)
 class Solution:
-    """y ~ x W + b, solved on `rows` rows with lambda = `ridge`; `rank`, `condition`: of Cxx."""
+    """y ~ x W + b, solved on `rows` rows with lambda = `ridge`; `rank`, `condition`: of Cxx.
+
+    W (dx, dy), b (dy,).
+    """
 
     W: Array
     b: Array
@@ -34,10 +38,15 @@ class Solution:
     condition: float
 
 
-def solve(moments: Moments, ridges: Sequence[float] = RIDGES) -> list[Solution]:
-    """One Solution per ridge, W (d, d), W0 = I. Raises ValueError unless x and y have equal d."""
+def solve(
+    moments: Moments, ridges: Sequence[float] = RIDGES, prior: Array | None = None
+) -> list[Solution]:
+    """One Solution per ridge. W0 = `prior` (dx, dy), the identity where None.
+
+    Raises ValueError where there is no prior and x and y differ in width.
+    """
     d, out = moments.Cxy.shape
-    if d != out:
+    if prior is None and d != out:
         raise ValueError(f"the prior is the identity, but x has {d} channels and y {out}")
     values, vectors = np.linalg.eigh(moments.Cxx)
     values = np.maximum(values, 0.0)
@@ -47,15 +56,16 @@ def solve(moments: Moments, ridges: Sequence[float] = RIDGES) -> list[Solution]:
     condition = largest / smallest if smallest > 0 else float("inf")
     unit = float(values.mean()) or 1.0
     projected = vectors.T @ moments.Cxy
+    kept = vectors.T if prior is None else vectors.T @ prior
     found = []
     for ridge in ridges:
         pull = ridge * unit
-        W = vectors @ ((projected + pull * vectors.T) / (values + pull)[:, None])
+        W = vectors @ ((projected + pull * kept) / (values + pull)[:, None])
         b = moments.mean_y - moments.mean_x @ W
         found.append(Solution(W, b, ridge, moments.rows, rank, condition))
     return found
 
 
-def solve_held_out(fit: Moments, held: Moments) -> Solution:
+def solve_held_out(fit: Moments, held: Moments, prior: Array | None = None) -> Solution:
     """Solve on `fit` with the ridge of least error on `held`; the smaller ridge where equal."""
-    return min(solve(fit), key=lambda solution: held.error(solution.W, solution.b))
+    return min(solve(fit, prior=prior), key=lambda solution: held.error(solution.W, solution.b))

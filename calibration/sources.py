@@ -6,14 +6,9 @@ files.py; all forms go down the one road in intake.py.
 
 from __future__ import annotations
 
-import contextlib
-import difflib
-import importlib
 import inspect
-import operator
 import os
 import re
-import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import count
 from pathlib import Path
@@ -26,11 +21,11 @@ from ..ir.errors import BadInput
 from ..ir.graph import Value
 from .data import Dataset
 from .files import path_items
+from .imports import SPEC, attribute, importable
 from .intake import Item, Piece, blaming, chunks_of, collect, one_line, quoted
 
 RANDOM_LENGTH = 16  # random data: the length of every axis but the first that the model leaves open
 RANDOM_ROWS = 64  # random data: samples made at a time
-SPEC = re.compile(r"[^\W\d][\w.]*:[^\W\d][\w.]*")  # module:attribute
 END = object()
 
 
@@ -62,8 +57,8 @@ def open_data(source: object, inputs: Sequence[Value]) -> Dataset:
     Raises BadInput for anything wrong with the data, Unsupported for inputs that cannot be fed.
     """
     if isinstance(source, str) and SPEC.fullmatch(source) and not Path(source).exists():
-        with _importable(Path.cwd()):
-            return _open(_attribute(source), inputs, source)
+        with importable(Path.cwd()):
+            return _open(attribute(source), inputs, source)
     return _open(Path(source) if isinstance(source, str) else source, inputs, "the data given")
 
 
@@ -129,30 +124,6 @@ def _random_items(inputs: Sequence[Value], samples: int, seed: int, label: str) 
 
 
 # --- Python objects
-
-
-def _attribute(spec: str) -> object:
-    module, _, attribute = spec.partition(":")
-    importlib.invalidate_caches()
-    with blaming(f"{spec}: importing module {module!r} failed"):
-        found = importlib.import_module(module)
-    try:
-        return operator.attrgetter(attribute)(found)
-    except AttributeError as error:
-        near = difflib.get_close_matches(attribute, dir(found), 1)
-        meant = f" (is it {near[0]!r}?)" if near else ""
-        raise BadInput(f"{spec}: module {module!r} has no {attribute!r}{meant}") from error
-
-
-@contextlib.contextmanager
-def _importable(folder: Path) -> Iterator[None]:
-    """Meanwhile the folder stands first on the import path, as under `python -m`."""
-    sys.path.insert(0, str(folder))
-    try:
-        yield
-    finally:
-        with contextlib.suppress(ValueError):
-            sys.path.remove(str(folder))
 
 
 def _stream_items(source: Any, inputs: Sequence[Value], label: str) -> Iterator[Item]:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from ..ir.errors import BadInput
 from .data import Dataset
+from .features import as_rows
 from .masks import row_weights
 from .metrics.cosine import row_cosines, row_norms
 from .moments import Array, Centred, CoMoment, Moments
@@ -92,12 +93,6 @@ class Statistics:
             both._products.setdefault(key, CoMoment.zero(*value.product.shape)).absorb(value)
         both._cosines = {p: self._cosines[p] + other._cosines[p] for p in self.pairs}
         return both
-
-
-def as_rows(array: NDArray[np.floating], channel_axis: int) -> NDArray[np.floating]:
-    """(..., d, ...) with channels on `channel_axis` -> (rows, d), in C order of the other axes."""
-    moved = np.moveaxis(array, channel_axis, -1)
-    return np.ascontiguousarray(moved).reshape(-1, moved.shape[-1])
 
 
 def sweep(

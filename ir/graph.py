@@ -152,18 +152,20 @@ class Graph:
                 )
         return found
 
-    def needed_by(self, names: Iterable[str], given: frozenset[str] = frozenset()) -> set[int]:
+    def needed_by(
+        self, names: Iterable[str], given: frozenset[str] = frozenset(), *, lengths: bool = False
+    ) -> set[int]:
         """Indices of the nodes that must run to compute `names` when `given` are at hand.
 
         What only a Shape or Size still asks for is not needed: a length is no reason to compute
-        the numbers.
+        the numbers. With `lengths` it is: then these nodes can run as they are.
         """
         wanted = set(names) - given
         found: set[int] = set()
         for node in reversed(self.nodes):
             if not wanted.isdisjoint(node.outputs):
                 found.add(node.index)
-                if node.kind is not Kind.SHAPE:
+                if lengths or node.kind is not Kind.SHAPE:
                     wanted.update(name for name in node.inputs if name and name not in given)
         return found
 

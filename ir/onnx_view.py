@@ -247,6 +247,12 @@ def dtype_name(elem_type: int) -> str | None:
     return str(onnx.helper.tensor_dtype_to_np_dtype(elem_type))
 
 
+def elem_type(dtype: str) -> int:
+    """The TensorProto.DataType code of a floating dtype by NumPy's name."""
+    names = {"float32": "FLOAT", "float64": "DOUBLE"}
+    return onnx.TensorProto.DataType.Value(names.get(dtype, dtype.upper()))
+
+
 def _constant(tensor: onnx.TensorProto) -> Constant:
     elements = int(np.prod(tensor.dims, dtype=np.int64))
     return Constant(

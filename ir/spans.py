@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from .blocks import Anatomy
 from .graph import Graph, Kind, Node, Shape
+from .windows import Window
 
 ObservedShapes = Mapping[str, Sequence[tuple[int, ...]]]
 """Per value, the shapes it took on calibration batches of different size."""
@@ -23,7 +24,7 @@ class Span:
     Replacing it means: whoever reads `exit` reads a map of `entry` instead, and the nodes listed
     in `removed` (indices) are no longer needed by anyone. `side_inputs` are other values that flow
     into the span (encoder states, say). `channel_axis` is -1 for tokens, 1 for feature maps; `rank`
-    counts all axes.
+    counts all axes and `width` the channels, 0 where they are not known.
     """
 
     stream: str
@@ -38,6 +39,18 @@ class Span:
     blocks: float
     removed: frozenset[int]
     side_inputs: tuple[str, ...]
+    width: int = 0
+
+    @property
+    def is_map(self) -> bool:
+        """Whether it leads from feature maps to feature maps, channels on axis 1."""
+        return self.channel_axis == 1 and self.rank > 2
+
+    def window(self, kernel: int) -> Window:
+        """How a convolution of that size that keeps the maps' size looks at the entry."""
+        axes = self.rank - 2
+        one = (1,) * axes
+        return Window((kernel,) * axes, one, (kernel // 2,) * 2 * axes, one)
 
     def touches(self, other: Span) -> bool:
         """Whether both share a cut: then neither can be chosen beside the other."""
@@ -80,6 +93,7 @@ def prove(
         reasons.append(reason)
     else:
         return Refusal(start, stop, name, reasons[0], maker)
+    axis = channel_axis(graph, exit_, entry, observed)
     removed = graph.freed_by(exit_, entry)
     escape = _escape(graph, anatomy, start, stop, removed)
     if escape is not None:
@@ -91,14 +105,21 @@ def prove(
         stop=stop,
         entry=entry,
         exit=exit_,
-        channel_axis=channel_axis(graph, exit_, entry, observed),
+        channel_axis=axis,
         rank=len(_any_shape(graph, exit_, observed)),
         dtype=graph.value(exit_).dtype or graph.value(entry).dtype or "float32",
         name=name,
         blocks=anatomy.block_share(start, stop),
         removed=removed,
         side_inputs=_side_inputs(graph, anatomy, start, removed),
+        width=_width(graph, exit_, axis, observed),
     )
+
+
+def _width(graph: Graph, name: str, axis: int, observed: ObservedShapes | None) -> int:
+    dims = _any_shape(graph, name, observed)
+    width = dims[axis] if dims else 0
+    return width if isinstance(width, int) else 0
 
 
 def span_name(anatomy: Anatomy, start: int, stop: int) -> str:

@@ -14,6 +14,7 @@ from ..ir.onnx_file import OnnxModel
 from ..ir.spans import Refusal
 from .budget import Budget
 from .costs import CostModel, Costs, measure_costs
+from .fit import Healing
 from .pipeline import ALL_PASSES, Switches, rewrite
 from .plan import (
     DataRecord,
@@ -76,14 +77,9 @@ def optimize(
     if confirmed is None:
         raise NotMet(_why_nothing(task, trials, budget))
     chosen, expected = confirmed
-    replacements = tuple(
-        Replacement(c.span, c.redundancy.solved_on_both(), c.replacement.predicted_error)
-        if c.replacement.solution is not None
-        else c.replacement
-        for c in chosen.choices
-    )
+    replacements, healing = search.solved_on_both(chosen)
     tensors = tensor_bytes(tensors_of(replacements))
-    plan = make_plan(task, budget, switches, replacements, survey.refusals, tensors)
+    plan = make_plan(task, budget, switches, replacements, healing, survey.refusals, tensors)
     rewritten = rewrite(task.model, replacements, provenance(plan), switches)
     model = freeze(rewritten.model)
     judged = verify(task, model, task.splits.certify, budget.max_drop)
@@ -105,7 +101,7 @@ def require_enough_samples(task: Task, promise: float | None) -> None:
     """BadInput, before any work, where even a loss-free result could not keep the promise."""
     if promise is None:
         return
-    held, needed = len(task.splits.certify), samples_needed(task, promise)
+    held, needed = task.units(task.splits.certify), samples_needed(task, promise)
     if held < needed:
         share = task.splits.fractions[2]
         raise BadInput(
@@ -119,6 +115,7 @@ def make_plan(
     budget: Budget,
     switches: Switches,
     replacements: Sequence[Replacement],
+    healing: Healing,
     refusals: Sequence[Refusal],
     tensors: bytes,
 ) -> Plan:
@@ -152,7 +149,9 @@ def make_plan(
             mask=task.mask,
             random=data.random,
         ),
-        decisions=tuple(map(decision_of, replacements)),
+        decisions=tuple(decision_of(r) for r in replacements if r.form != "refit"),
+        refits=tuple(decision_of(r) for r in replacements if r.form == "refit"),
+        healing=healing,
         refusals=tuple(refusals),
         tensors_sha256=hashlib.sha256(tensors).hexdigest(),
     )

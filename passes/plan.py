@@ -21,10 +21,14 @@ from safetensors.numpy import save as save_tensors
 from ..calibration.moments import Array
 from ..calibration.solve import Solution
 from ..ir.errors import BadInput
+from ..ir.onnx_file import OnnxModel
+from ..ir.onnx_linear import linear_into
 from ..ir.spans import Refusal, Span
 from .budget import Budget
 from .costs import Costs
+from .fit import Healing
 from .replacement import Replacement
+from .surrogates import Form
 from .verify import Verdict
 
 
@@ -52,7 +56,10 @@ class DataRecord(_Record):
 
 
 class Decision(_Record):
-    """One replacement. `ridge`, `rows`, `input_rank` and `condition` tell how a map was solved."""
+    """One replacement. `ridge`, `rows`, `input_rank` and `condition` tell how a map was solved.
+
+    `folds` is the sum whose linear operation is solved again, `mask` the input that marks padding.
+    """
 
     name: str
     stream: str
@@ -64,13 +71,16 @@ class Decision(_Record):
     channel_axis: int
     rank: int
     dtype: str
-    surrogate: Literal["identity", "affine"]
+    surrogate: Form
     predicted_error: float
     ridge: float | None = None
     rows: int | None = None
     input_rank: int | None = None
     condition: float | None = None
     warning: str | None = None
+    folds: str | None = None
+    mask: str | None = None
+    width: int = 0
 
 
 class TrialRecord(_Record):
@@ -111,6 +121,8 @@ class Plan(_Record):
     model: ModelRecord
     data: DataRecord
     decisions: tuple[Decision, ...]
+    refits: tuple[Decision, ...] = ()
+    healing: Healing = Healing()
     refusals: tuple[Refusal, ...]
     tensors_sha256: str
     sha256: str = ""
@@ -134,11 +146,15 @@ class Plan(_Record):
 def tensors_of(replacements: Sequence[Replacement]) -> dict[str, Array]:
     """The solved tensors, named by position: "0.W" (d, d), "0.b" (d,)."""
     found: dict[str, Array] = {}
-    for at, replacement in enumerate(replacements):
+    for at, replacement in enumerate(refits_last(replacements)):
         if replacement.solution is not None:
             found[f"{at}.W"] = np.ascontiguousarray(replacement.solution.W)
             found[f"{at}.b"] = np.ascontiguousarray(replacement.solution.b)
     return found
+
+
+def refits_last(replacements: Sequence[Replacement]) -> list[Replacement]:
+    return sorted(replacements, key=lambda replacement: replacement.form == "refit")
 
 
 def tensor_bytes(tensors: Mapping[str, Array]) -> bytes:
@@ -152,8 +168,8 @@ def decision_of(replacement: Replacement) -> Decision:
     """The record of a replacement."""
     span, solution = replacement.span, replacement.solution
     few = None
-    if solution is not None and solution.rows < FEW_ROWS_PER_CHANNEL * len(solution.b):
-        few = f"solved on {solution.rows} rows for {len(solution.b)} channels: few; give more data"
+    if solution is not None and solution.rows < FEW_ROWS_PER_CHANNEL * len(solution.W):
+        few = f"solved on {solution.rows} rows for {len(solution.W)} channels: few; give more data"
     return Decision(
         name=span.name,
         stream=span.stream,
@@ -165,13 +181,16 @@ def decision_of(replacement: Replacement) -> Decision:
         channel_axis=span.channel_axis,
         rank=span.rank,
         dtype=span.dtype,
-        surrogate="identity" if solution is None else "affine",
+        surrogate=replacement.surrogate,
         predicted_error=replacement.predicted_error,
         ridge=None if solution is None else solution.ridge,
         rows=None if solution is None else solution.rows,
         input_rank=None if solution is None else solution.rank,
         condition=solution.condition if solution else None,
         warning=few,
+        folds=None if replacement.linear is None else replacement.linear.value,
+        mask=replacement.mask,
+        width=span.width,
     )
 
 
@@ -190,17 +209,23 @@ def span_of(decision: Decision) -> Span:
         blocks=decision.blocks,
         removed=frozenset(),
         side_inputs=(),
+        width=decision.width,
     )
 
 
-def replacements_of(plan: Plan, tensors: Mapping[str, Array]) -> tuple[Replacement, ...]:
-    """The replacements of an unedited plan. Raises BadInput where a tensor is missing or odd."""
+def replacements_of(
+    model: OnnxModel, plan: Plan, tensors: Mapping[str, Array]
+) -> tuple[Replacement, ...]:
+    """The replacements of an unedited plan, refits last; `model` as it is analysed.
+
+    Raises BadInput where a tensor is missing or odd, or the model lacks what the plan folds.
+    """
     found = []
-    for at, decision in enumerate(plan.decisions):
+    for at, decision in enumerate((*plan.decisions, *plan.refits)):
         solution = None
-        if decision.surrogate == "affine":
+        if decision.surrogate != "identity":
             W, b = tensors.get(f"{at}.W"), tensors.get(f"{at}.b")
-            if W is None or b is None or b.ndim != 1 or W.shape != (len(b), len(b)):
+            if W is None or b is None or (b.ndim, W.ndim) != (1, 2) or W.shape[1] != len(b):
                 raise BadInput(
                     f"the plan's tensors do not hold a map for {decision.name!r}; "
                     "keep PLAN.json and its .safetensors together"
@@ -213,7 +238,24 @@ def replacements_of(plan: Plan, tensors: Mapping[str, Array]) -> tuple[Replaceme
                 decision.input_rank or 0,
                 decision.condition or 0.0,
             )
-        found.append(Replacement(span_of(decision), solution, decision.predicted_error))
+        linear = None
+        if decision.folds is not None:
+            linear = linear_into(model, decision.folds)
+            if linear is None:
+                raise BadInput(
+                    f"the plan folds {decision.folds!r}, which no linear operation of this model "
+                    "feeds; give the original it was made from"
+                )
+        found.append(
+            Replacement(
+                span_of(decision),
+                solution,
+                decision.predicted_error,
+                decision.surrogate,
+                linear,
+                decision.mask,
+            )
+        )
     return tuple(found)
 
 

@@ -1,63 +1,217 @@
-"""Replacements: a span and the map that takes its place.
-
-identity   y ~ x           nothing is left of the span
-affine     y ~ x W + b     MatMul + Add on tokens, a 1x1 Conv on feature maps
-"""
+"""Replacements: a solved surrogate in the place of a span, and the nodes that compute it."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
+import onnx
 import onnx_graphsurgeon as gs
 from ml_dtypes import bfloat16
 
 from ..calibration.moments import Array
 from ..calibration.solve import Solution
+from ..ir.onnx_file import OnnxModel
+from ..ir.onnx_linear import Linear, as_weight, views_after
 from ..ir.spans import Span
+from .surrogates import KERNEL, Form
 
 
 @dataclass(frozen=True)
 class Replacement:
-    """A map from the value `entry` to the value `exit`.
+    """A surrogate that makes the value `span.exit`.
 
-    `solution` holds W (d, d) and b (d,) of an affine map; None is the identity. `predicted_error`
-    is E |y - map(x)|^2 / tr(Cyy) on held-out rows.
+    `solution` holds W and b as `surrogates.problem` asks for them; None is the identity. `linear`
+    is the operation that a folded or refitted surrogate solves again, `mask` the input that marks
+    padding where the surrogate takes a mean. `predicted_error` is E |y - map|^2 / tr(Cyy) on
+    held-out rows.
     """
 
     span: Span
     solution: Solution | None
     predicted_error: float
+    form: Form = "affine"
+    linear: Linear | None = None
+    mask: str | None = None
 
     @property
-    def surrogate(self) -> str:
-        return "identity" if self.solution is None else "affine"
+    def surrogate(self) -> Form:
+        return "identity" if self.solution is None else self.form
 
-    def nodes(self) -> list[gs.Node]:
-        """Nodes that compute the exit from the entry, the last one making it by its name."""
-        span = self.span
-        entry, exit_ = gs.Variable(span.entry), gs.Variable(span.exit)
-        prefix = f"blockfold/{span.name}"
+    def nodes(self, model: OnnxModel) -> list[gs.Node]:
+        """Nodes that compute the exit, the last one making it by its name."""
+        span, exit_ = self.span, gs.Variable(self.span.exit)
         if self.solution is None:
-            return [gs.Node("Identity", f"{prefix}/identity", inputs=[entry], outputs=[exit_])]
+            entry = gs.Variable(span.entry)
+            return [self._node("Identity", "identity", [entry], exit_)]
         W, b = self.solution.W, self.solution.b
-        if span.channel_axis == 1 and span.rank > 2:
-            kernel = W.T.reshape(*W.T.shape, *(1,) * (span.rank - 2))
-            weights = [self._constant("W", kernel), self._constant("b", b)]
-            return [gs.Node("Conv", f"{prefix}/conv", inputs=[entry, *weights], outputs=[exit_])]
-        product = gs.Variable(f"{prefix}/{span.exit}/product")
-        matmul = gs.Node(
-            "MatMul",
-            f"{prefix}/matmul",
-            inputs=[entry, self._constant("W", W)],
-            outputs=[product],
+        if self.form == "affine + context":
+            context, shift = self._context(model, W[len(b) :], b)
+            mapped = gs.Variable(f"{self._prefix}/{span.exit}/mapped")
+            nodes = self._map(span.entry, W[: len(b)], None, mapped)
+            return [*context, *nodes, self._node("Add", "add", [mapped, shift], exit_)]
+        if self.linear is None:
+            return self._map(span.entry, W, b, exit_)
+        if self.form != "affine + folded":
+            return self._again(model, self.linear, W, b, gs.Variable(self.linear.residual), exit_)
+        mapped = gs.Variable(f"{self._prefix}/{span.exit}/mapped")
+        residual = self._map(self.linear.residual, W[: len(b)], None, mapped)
+        return residual + self._again(model, self.linear, W[len(b) :], b, mapped, exit_)
+
+    @property
+    def _prefix(self) -> str:
+        return f"blockfold/{self.span.name}"
+
+    def _map(self, x: str, W: Array, b: Array | None, made: gs.Variable) -> list[gs.Node]:
+        """x W + b on tokens, a convolution on feature maps."""
+        span, entry = self.span, gs.Variable(x)
+        if span.is_map:
+            axes = span.rank - 2
+            size = KERNEL if self.form == "conv" else 1
+            kernel = W.T.reshape(W.shape[1], -1, *(size,) * axes)
+            weights = [self._constant("W", kernel)]
+            weights += [] if b is None else [self._constant("b", b)]
+            attrs: dict[str, object] = {} if size == 1 else {"pads": [size // 2] * 2 * axes}
+            return [self._node("Conv", "conv", [entry, *weights], made, attrs)]
+        product = made if b is None else gs.Variable(f"{self._prefix}/{span.exit}/product")
+        nodes = [self._node("MatMul", "matmul", [entry, self._constant("W", W)], product)]
+        if b is not None:
+            nodes.append(self._node("Add", "add", [product, self._constant("b", b)], made))
+        return nodes
+
+    def _context(self, model: OnnxModel, V: Array, b: Array) -> tuple[list[gs.Node], gs.Variable]:
+        """Nodes that give m V + b, one row per sample; m is the mean of x over its positions."""
+        span, entry = self.span, gs.Variable(self.span.entry)
+        label = f"{self._prefix}/{span.exit}/context"
+        mean, made = gs.Variable(f"{label}/mean"), gs.Variable(f"{label}/shift")
+        if span.is_map:
+            kernel = V.T.reshape(*V.T.shape, *(1,) * (span.rank - 2))
+            weights = [self._constant("V", kernel), self._constant("b", b)]
+            return [
+                self._node("GlobalAveragePool", "context mean", [entry], mean),
+                self._node("Conv", "context conv", [mean, *weights], made),
+            ], made
+        nodes = (
+            self._mean(model, entry, mean)
+            if self.mask is None
+            else self._masked_mean(model, self.mask, entry, mean)
         )
-        add = gs.Node(
-            "Add", f"{prefix}/add", inputs=[product, self._constant("b", b)], outputs=[exit_]
+        product = gs.Variable(f"{label}/product")
+        return [
+            *nodes,
+            self._node("MatMul", "context matmul", [mean, self._constant("V", V)], product),
+            self._node("Add", "context add", [product, self._constant("b", b)], made),
+        ], made
+
+    def _mean(self, model: OnnxModel, x: gs.Variable, made: gs.Variable) -> list[gs.Node]:
+        axes = list(range(1, self.span.rank - 1))
+        return [self._over(model, "ReduceMean", "context mean", x, axes, made, since=18)]
+
+    def _masked_mean(
+        self, model: OnnxModel, mask: str, x: gs.Variable, made: gs.Variable
+    ) -> list[gs.Node]:
+        """Sum over the tokens that are no padding, over their number (at least one)."""
+        label = f"{self._prefix}/{self.span.exit}/context"
+        kept, row, total, count, some = (
+            gs.Variable(f"{label}/{part}") for part in ("kept", "row", "total", "count", "some")
         )
-        return [matmul, add]
+        dtype = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(self._dtype))
+        is_kept = gs.Variable(f"{label}/is kept")
+        one = gs.Constant(f"{label}/one", np.ones((1, 1, 1), self._dtype))
+        return [
+            self._node("Cast", "context truth", [gs.Variable(mask)], is_kept, {"to": 9}),
+            self._node("Cast", "context mask", [is_kept], kept, {"to": dtype}),
+            self._over(model, "Unsqueeze", "context row", kept, [1], row, since=13),
+            self._node("MatMul", "context sum", [row, x], total),
+            self._over(model, "ReduceSum", "context count", row, [2], count, since=13),
+            self._node("Max", "context some", [count, one], some),
+            self._node("Div", "context mean", [total, some], made),
+        ]
+
+    def _over(
+        self,
+        model: OnnxModel,
+        op: str,
+        role: str,
+        x: gs.Variable,
+        axes: list[int],
+        made: gs.Variable,
+        *,
+        since: int,
+    ) -> gs.Node:
+        """An operator along axes, which are an input from opset `since` on, an attribute before."""
+        if model.opset < since:
+            return self._node(op, role, [x], made, {"axes": axes})
+        given = gs.Constant(f"{made.name}/axes", np.array(axes, np.int64))
+        return self._node(op, role, [x, given], made)
+
+    def _again(
+        self,
+        model: OnnxModel,
+        linear: Linear,
+        W: Array,
+        b: Array,
+        residual: gs.Variable,
+        made: gs.Variable,
+    ) -> list[gs.Node]:
+        """The linear operation with new weights, the views after it, and the sum with the residual.
+
+        A bias that was added after it is added at once; a constant scale is part of the weights.
+        """
+        operation = model.proto.graph.node[linear.operation]
+        label = f"{self._prefix}/{linear.value}"
+        inputs = [gs.Variable(linear.u), self._constant("U", as_weight(model, linear, W))]
+        has_own = operation.op_type != "MatMul"
+        if has_own:
+            inputs.append(self._constant("b", b))
+        term = gs.Variable(f"{label}/linear")
+        nodes = [_like(operation, f"{label}/linear", inputs, term)]
+        if not has_own:
+            shifted = gs.Variable(f"{label}/shifted")
+            nodes.append(
+                gs.Node(
+                    "Add",
+                    f"{label}/bias",
+                    inputs=[term, self._constant("b", b)],
+                    outputs=[shifted],
+                )
+            )
+            term = shifted
+        for number, view in enumerate(views_after(model, linear)):
+            following = gs.Variable(f"{label}/view {number}")
+            inputs = [term, *map(gs.Variable, view.inputs[1:])]
+            proto = model.proto.graph.node[view.index]
+            nodes.append(_like(proto, f"{label}/view {number}", inputs, following))
+            term = following
+        nodes.append(gs.Node("Add", f"{label}/sum", inputs=[residual, term], outputs=[made]))
+        return nodes
+
+    def _node(
+        self,
+        op: str,
+        role: str,
+        inputs: list[gs.Tensor],
+        made: gs.Variable,
+        attrs: Mapping[str, object] | None = None,
+    ) -> gs.Node:
+        return gs.Node(
+            op, f"{self._prefix}/{role}", dict(attrs or {}), inputs=inputs, outputs=[made]
+        )
+
+    @property
+    def _dtype(self) -> np.dtype[np.generic]:
+        return np.dtype(bfloat16) if self.span.dtype == "bfloat16" else np.dtype(self.span.dtype)
 
     def _constant(self, role: str, values: Array) -> gs.Constant:
         """A weight in the dtype of the stream, named after the value it makes."""
-        dtype = bfloat16 if self.span.dtype == "bfloat16" else np.dtype(self.span.dtype)
-        return gs.Constant(f"blockfold/{self.span.exit}/{role}", values.astype(dtype))
+        return gs.Constant(f"blockfold/{self.span.exit}/{role}", values.astype(self._dtype))
+
+
+def _like(
+    proto: onnx.NodeProto, name: str, inputs: list[gs.Tensor], output: gs.Variable
+) -> gs.Node:
+    """A node of the same operator with the same attributes."""
+    attrs = {a.name: onnx.helper.get_attribute_value(a) for a in proto.attribute}
+    texts = {k: v.decode() if isinstance(v, bytes) else v for k, v in attrs.items()}
+    return gs.Node(proto.op_type, name, texts, inputs=inputs, outputs=[output], domain=proto.domain)

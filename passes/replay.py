@@ -6,15 +6,18 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from ..calibration.moments import Array
+from ..ir.blocks import Anatomy
 from ..ir.errors import BadInput
 from ..ir.onnx_file import OnnxModel
-from ..ir.spans import Refusal, Span, prove
+from ..ir.onnx_unfuse import unfuse
+from ..ir.spans import ObservedShapes, Refusal, Span, prove
 from .base import PassResult
+from .fit import Recipe, Walk, Wish
 from .optimize import make_plan, provenance
 from .pipeline import Switches, rewrite
 from .plan import Decision, Plan, replacements_of, tensor_bytes, tensors_of
-from .replacement import Replacement
-from .score import anatomies, measure, observe
+from .score import anatomies, observe
+from .stops import find_stops
 from .task import Task
 
 
@@ -31,7 +34,8 @@ def replay(model: OnnxModel, plan: Plan, tensors: Mapping[str, Array]) -> PassRe
     """The plan's model, byte for byte, from its solved tensors. The plan must be unedited."""
     require_parent(plan, model)
     switches = Switches(frozenset(plan.skipped))
-    return rewrite(model, replacements_of(plan, tensors), provenance(plan), switches)
+    replacements = replacements_of(unfuse(model), plan, tensors)
+    return rewrite(model, replacements, provenance(plan), switches)
 
 
 def resolve(task: Task, plan: Plan) -> tuple[PassResult, Plan, bytes]:
@@ -41,23 +45,25 @@ def resolve(task: Task, plan: Plan) -> tuple[PassResult, Plan, bytes]:
     """
     require_parent(plan, task.model)
     switches = Switches(frozenset(plan.skipped))
-    spans = _prove_again(task, plan)
-    replacements = []
-    for decision, found in zip(plan.decisions, measure(task, spans, "solve again"), strict=True):
-        if decision.surrogate == "identity":
-            replacements.append(Replacement(found.span, None, found.identity_error))
-        else:
-            solution = found.solved_on_both()
-            replacements.append(Replacement(found.span, solution, found.affine_error))
+    streams = {stream.chain.source: stream for stream in anatomies(task.plain)}
+    observed = observe(task, list(streams.values()))
+    spans = _prove_again(task, plan, streams, observed)
+    forms = [decision.surrogate for decision in plan.decisions]
+    wishes = tuple(Wish(span, form) for span, form in zip(spans, forms, strict=True))
+    walk = Walk(task, find_stops(task, list(streams.values()), observed))
+    (fitted,) = walk([Recipe(wishes, plan.healing)]) if wishes else [None]
+    replacements = walk.solved_on_both(fitted) if fitted else ()
     tensors = tensor_bytes(tensors_of(replacements))
-    fresh = make_plan(task, plan.budget, switches, replacements, plan.refusals, tensors)
+    fresh = make_plan(
+        task, plan.budget, switches, replacements, plan.healing, plan.refusals, tensors
+    )
     return rewrite(task.model, replacements, provenance(fresh), switches), fresh, tensors
 
 
-def _prove_again(task: Task, plan: Plan) -> list[Span]:
+def _prove_again(
+    task: Task, plan: Plan, streams: Mapping[str, Anatomy], observed: ObservedShapes
+) -> list[Span]:
     """The spans of the decisions, proved on the model: an edited file is not to be trusted."""
-    streams = {stream.chain.source: stream for stream in anatomies(task.plain)}
-    observed = observe(task, list(streams.values()))
     spans: list[Span] = []
     for decision in plan.decisions:
         stream = streams.get(decision.stream)

@@ -8,13 +8,16 @@ ones, while the promise still holds. Each set tried is kept, so that the trade-o
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 from ..calibration.quality import Scores
 from ..ir.onnx_file import OnnxModel
 from ..ir.spans import Span, prove
-from .budget import ENOUGH_CHANCE, LEAST_CHANCE, WORTH_CONFIRMING, Budget
+from .budget import ENOUGH_CHANCE, LEAST_CHANCE, Budget
 from .cleanup import Cleanup
 from .costs import CostModel
+from .fit import Healing
+from .heal import Healer
 from .replacement import Replacement
 from .score import Redundancy, Survey, measure
 from .substitute import Substitute
@@ -24,6 +27,12 @@ from .verify import Forecast, forecast
 
 SHORTLIST_PER_UNIT = 2
 LONGEST_RUN_BLOCKS = 4
+HEALED = 6
+"""How many sets of replacements are fitted front to back."""
+
+BEYOND = 2.0
+"""How far over the drop allowed a set may be expected before it is."""
+
 WIDTH = 3
 """How many ways to go on are measured at each step of the search."""
 
@@ -39,15 +48,51 @@ class Search:
     def __init__(self, task: Task, survey: Survey, costs: CostModel, budget: Budget) -> None:
         self.task, self.survey, self.costs, self.budget = task, survey, costs, budget
         self.trials: list[Trial] = []
+        self.healer = Healer(task, survey, budget)
 
     def run(self) -> list[Trial]:
         """Measure single replacements, then runs of blocks, then combinations."""
-        with Reference(self.task, self.task.splits.select, "original on select") as reference:
+        fit, select = self.task.splits.fit, self.task.splits.select
+        with (
+            Reference(self.task, select, "original on select") as reference,
+            Reference(self.task, fit, "original on fit") as beside,
+        ):
             singles = self._measure_alone(reference, self._shortlist(), "single replacements")
             longer = self._runs_of_blocks(singles)
             singles += self._measure_alone(reference, longer, "runs of blocks")
             self._combine(reference, singles)
+            front = self._front()
+            self.trials += self.healer.heal(beside, reference, front) if front else []
         return self.trials
+
+    def _front(self) -> list[Trial]:
+        """Trials worth fitting front to back: those that may be chosen, or lie not far beyond."""
+        worth = [trial for trial in self.trials if self._is_near(trial)]
+        if self.budget.has_target:
+            return sorted(worth, key=lambda trial: trial.forecast.upper)[:HEALED]
+        front: list[Trial] = []
+        for trial in sorted(worth, key=lambda trial: (-trial.saved_ms, trial.forecast.upper)):
+            if not front or trial.forecast.upper < front[-1].forecast.upper:
+                front.append(trial)
+        return front[:HEALED]
+
+    def _is_near(self, trial: Trial) -> bool:
+        if not self.budget.reached(trial):
+            return False
+        return self.budget.max_drop is None or trial.forecast.upper <= BEYOND * self.budget.max_drop
+
+    def solved_on_both(self, trial: Trial) -> tuple[tuple[Replacement, ...], Healing]:
+        """A trial's replacements solved once more, on fit and select, every choice kept."""
+        if trial.fitted is not None:
+            healing = trial.fitted.recipe.healing
+            return self.healer.walk.solved_on_both(trial.fitted), healing
+        solved = tuple(
+            replace(c.replacement, solution=c.redundancy.solved_on_both())
+            if c.replacement.solution is not None
+            else c.replacement
+            for c in trial.choices
+        )
+        return solved, Healing(refit=None)
 
     def confirm(self, trials: Sequence[Trial]) -> tuple[Trial, Forecast] | None:
         """The first of the ranked trials that the fit split confirms, else the likeliest.
@@ -59,7 +104,7 @@ class Search:
         found: list[tuple[Trial, Forecast]] = []
         with Reference(self.task, self.task.splits.fit, "original on fit") as reference:
             for trial in self.budget.ranked(trials):
-                fresh = reference.score(build(self.task.plain, trial.replacements))
+                fresh = _scored(reference, self.task, trial)
                 expected = min(
                     (self._forecast(scores) for scores in (fresh, trial.scores.joined(fresh))),
                     key=lambda forecast: forecast.chance,
@@ -142,7 +187,7 @@ class Search:
         """Whether the span is more than the map that would replace it."""
         span, solution = choice.span, choice.replacement.solution
         stored = 0 if solution is None else solution.W.size + solution.b.size
-        nodes = len(choice.replacement.nodes()) if solution is not None else 0
+        nodes = len(choice.replacement.nodes(self.task.plain)) if solution is not None else 0
         graph = self.task.plain.graph
         return graph.parameters(span.removed) > stored or (
             len(span.removed) > nodes and self.costs.gained_ms(choice.replacement) > 0
@@ -172,7 +217,11 @@ class Search:
         else:
             moves = sorted(self._moves(options, current), key=lambda move: move[0])[:WIDTH]
             tried = [self._measure(reference, choices) for _, choices in moves]
-        within = [trial for trial in tried if self.budget.allows(trial.forecast, WORTH_CONFIRMING)]
+        within = [
+            trial
+            for trial in tried
+            if self.budget.max_drop is None or trial.forecast.upper <= BEYOND * self.budget.max_drop
+        ]
         return min(within, key=self._price, default=None)
 
     def _moves(
@@ -185,13 +234,20 @@ class Search:
             kept = [c for c in current.choices if not c.span.touches(choice.span)]
             choices = tuple(sorted((*kept, choice), key=lambda c: (c.span.stream, c.span.start)))
             gain = self.budget.gain([c.replacement for c in choices], self.costs)
-            if gain > self.budget.gain(current.replacements, self.costs):
+            if gain > self.budget.gain([c.replacement for c in current.choices], self.costs):
                 expected = value + sum(damage[id(c)] for c in kept)
                 moves.append((expected / gain, choices))
         return moves
 
     def _price(self, trial: Trial) -> float:
-        return trial.forecast.upper / self.budget.gain(trial.replacements, self.costs)
+        return trial.forecast.upper / self.budget.gain(
+            [c.replacement for c in trial.choices], self.costs
+        )
+
+
+def _scored(reference: Reference, task: Task, trial: Trial) -> Scores:
+    """Scores of a trial on the fit split."""
+    return trial.fresh or reference.score(build(task.plain, trial.replacements))
 
 
 def _both(redundancy: Redundancy) -> tuple[Choice, Choice]:

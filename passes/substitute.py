@@ -42,7 +42,7 @@ class Substitute(Pass):
             ):
                 rewire(model, delta, span.exit, span.entry)
             else:
-                insert(model, delta, span.exit, replacement.nodes(), note)
+                insert(model, delta, span.exit, replacement.nodes(model), note)
         if notes and model.proto.ir_version < FIRST_IR_WITH_NODE_METADATA:
             delta.metadata["blockfold.spans"] = json.dumps(notes)
         changes = tuple(

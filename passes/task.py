@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,14 +17,15 @@ from ..calibration.data import Dataset
 from ..calibration.masks import find_mask
 from ..calibration.moments import Array
 from ..calibration.quality import (
-    METRICS,
+    Judge,
     Outputs,
     Scorer,
     Scores,
     default_metric,
+    find_metric,
     is_exact,
 )
-from ..calibration.runtime import Feeds, Runner, Runtime
+from ..calibration.runtime import Feeds, Runner, Runtime, fixed_batch
 from ..calibration.splits import Splits
 from ..ir.errors import BadInput, Unsupported
 from ..ir.onnx_file import OnnxModel
@@ -44,7 +46,8 @@ def silent(_name: str, _total: int) -> AbstractContextManager[Advance]:
 class Task:
     """What is to be optimized or judged, and on what.
 
-    `metric` scores the value `output`; `mask` is the input that marks padding, if any.
+    `metric` names what scores the value `output`, and `own` is its function where that is the
+    user's; `mask` is the input that marks padding, if any.
     """
 
     model: OnnxModel
@@ -56,6 +59,7 @@ class Task:
     mask: str | None
     batch: int
     stage: Stage = field(default=silent)
+    own: Judge | None = None
 
     @cached_property
     def plain(self) -> OnnxModel:
@@ -70,6 +74,11 @@ class Task:
     def labels(self, samples: Samples) -> NDArray[np.generic] | None:
         return None if self.data.labels is None else self.data.labels[samples]
 
+    def units(self, samples: Samples) -> int:
+        """How many scores these samples have: one each, or one for each of their groups."""
+        groups = self.data.groups
+        return len(samples) if groups is None else len(np.unique(groups[samples]))
+
     def padding(self, feeds: Feeds) -> Array | None:
         return None if self.mask is None else np.asarray(feeds[self.mask], np.float64)
 
@@ -80,35 +89,39 @@ def make_task(
     splits: Splits,
     runtime: Runtime,
     *,
-    metric: str | None = None,
+    metric: str | Judge | None = None,
     output: str | None = None,
     mask: str | None = None,
     batch: int = 32,
     stage: Stage = silent,
 ) -> Task:
-    """Fill in defaults and check that metric, output and mask fit the model and the data."""
+    """Fill in defaults and check that metric, output and mask fit the model and the data.
+
+    metric: one of METRICS, a function, or text `module:attribute`, which is imported.
+    """
     outputs = [name for name in model.graph.outputs if model.graph.value(name).is_float]
     if not outputs:
         raise Unsupported("the model has no floating output, so nothing can be compared")
     if output is not None and output not in outputs:
         raise BadInput(f"--output {output}: no such floating output; there is {', '.join(outputs)}")
     chosen = output or outputs[0]
-    if metric is not None and metric not in METRICS:
-        raise BadInput(f"--metric {metric}: unknown; it is one of {', '.join(METRICS)}")
     rank = len(model.graph.value(chosen).shape or (None, None))
-    metric = metric or default_metric(rank, data.labels is not None)
-    if metric == "accuracy" and data.labels is None:
-        raise BadInput("--metric accuracy needs labels: add an array `labels` to the data")
+    name, own = find_metric(
+        default_metric(rank, data.labels is not None) if metric is None else metric
+    )
+    if name in ("accuracy", "perplexity") and data.labels is None:
+        raise BadInput(f"--metric {name} needs labels: add an array `labels` to the data")
     return Task(
         model,
         data,
         splits,
         runtime,
-        metric,
+        name,
         chosen,
         find_mask(model.inputs, mask),
         batch,
         stage,
+        own,
     )
 
 
@@ -138,10 +151,17 @@ class Reference:
         """Scores of another model on the same samples, ascending, or on their groups."""
         task = self._task
         runner = Runner(model, task.runtime)
-        scorer = Scorer(task.metric)
         size = runner.fixed_batch or task.batch
-        for at, batch in enumerate(task.data.batches(self.samples, size)):
-            new = runner(batch.feeds)[task.output]
+        batches = task.data.batches(self.samples, size)
+        return self.score_outputs(runner(batch.feeds)[task.output] for batch in batches)
+
+    def score_outputs(self, outputs: Iterable[NDArray[Any]]) -> Scores:
+        """Scores of the outputs (rows, ...) that another model gave, batch by batch."""
+        task = self._task
+        scorer = Scorer(task.metric, task.own)
+        size = fixed_batch(task.model) or task.batch
+        batches = task.data.batches(self.samples, size)
+        for at, (batch, new) in enumerate(zip(batches, outputs, strict=True)):
             original = np.load(self._file(at), mmap_mode="r")
             labels, padding = task.labels(batch.samples), task.padding(batch.feeds)
             scorer.add(Outputs(original, new, labels, padding))

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from ..calibration.quality import Scores
 from ..ir.spans import Span
+from .fit import Fitted
 from .replacement import Replacement
 from .score import Redundancy
 from .verify import Forecast
@@ -25,7 +26,11 @@ class Choice:
 
 @dataclass(frozen=True)
 class Trial:
-    """Replacements made together and measured on the select split."""
+    """Replacements made together and measured on the select split.
+
+    `fitted`: solved front to back, with what they feed repaired; else each by itself. `fresh` are
+    the scores on the fit split, where they are known already.
+    """
 
     choices: tuple[Choice, ...]
     scores: Scores
@@ -33,6 +38,8 @@ class Trial:
     saved_ms: float
     speedup: float
     size_bytes: int
+    fitted: Fitted | None = None
+    fresh: Scores | None = None
 
     @property
     def blocks(self) -> float:
@@ -40,4 +47,6 @@ class Trial:
 
     @property
     def replacements(self) -> tuple[Replacement, ...]:
+        if self.fitted is not None:
+            return self.fitted.replacements
         return tuple(choice.replacement for choice in self.choices)

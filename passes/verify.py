@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from scipy.stats import norm
 
 from ..calibration.quality import Scores
+from ..ir.errors import BadInput
 from ..ir.onnx_file import OnnxModel
 from .bounds import (
     Bound,
@@ -33,10 +34,11 @@ LEVEL = 0.95
 class Verdict:
     """What was compared and what came out.
 
-    `before` and `after` are the mean scores of the original and the new model on `samples` samples,
-    `worse` and `better` count samples whose score fell or rose, `largest_damage` is the worst of
-    one sample. `promise` is the drop allowed, None where nothing was promised; `chance` is how
-    likely it was judged, before, that it would be kept.
+    `before` and `after` are the mean scores (or perplexities) of the original and the new model on
+    `samples` samples, `worse` and `better` count samples whose score fell or rose, `largest_damage`
+    is the worst of one sample; where the data has groups, all of these are of groups. `promise` is
+    the drop allowed, None where nothing was promised; `chance` is how likely it was judged, before,
+    that it would be kept.
     """
 
     metric: str
@@ -76,12 +78,13 @@ def verify(task: Task, model: OnnxModel, samples: Samples, promise: float | None
 def judge(task: Task, scores: Scores, promise: float | None) -> Verdict:
     """The verdict that scores lead to."""
     worse, better = counts(scores)
+    before, after = scores.reached
     return Verdict(
         metric=task.metric,
         output=task.output,
         samples=len(scores.damage),
-        before=float(scores.before.mean()),
-        after=float(scores.after.mean()),
+        before=before,
+        after=after,
         drop=scores.drop,
         worse=worse,
         better=better,
@@ -97,9 +100,12 @@ def counts(scores: Scores) -> tuple[int, int]:
 
 
 def bound(task: Task, scores: Scores) -> Bound:
-    """One-sided 95 % upper limit on the mean damage."""
+    """One-sided 95 % upper limit on the drop. BadInput where the bootstrap has too few samples."""
     if not task.is_exact:
-        return bound_scores(scores.damage, level=LEVEL)
+        if len(scores.damage) < 2:
+            unit = "sample" if task.data.groups is None else "group"
+            raise BadInput(f"a limit on {task.metric} needs at least 2 {unit}s; give more data")
+        return bound_scores(scores.units, scores.statistic, level=LEVEL)
     if task.metric == "agreement":
         return bound_agreement(scores.after > 0.5, LEVEL)
     return bound_paired(scores.before > 0.5, scores.after > 0.5, LEVEL)
@@ -109,9 +115,9 @@ def forecast(task: Task, scores: Scores, promise: float | None) -> Forecast:
     """What the certify split will say, judged from scores on other samples.
 
     Many plans are compared on these, so a gain seen there is taken for luck: no more samples are
-    expected to get better than worse, and no mean damage below zero.
+    expected to get better than worse, and no drop below zero.
     """
-    seen, fresh = len(scores.damage), len(task.splits.certify)
+    seen, fresh = len(scores.damage), task.units(task.splits.certify)
     worse, better = counts(scores)
     if task.is_exact:
         paired = task.metric == "accuracy"
@@ -125,7 +131,7 @@ def forecast(task: Task, scores: Scores, promise: float | None) -> Forecast:
         if promise is not None:
             chance = chance_to_certify(worse, better, seen, fresh, promise, paired=paired)
         return Forecast(max(upper, 0.0), chance)
-    mean, deviation = max(scores.drop, 0.0), float(scores.damage.std())
+    mean, deviation = max(scores.drop, 0.0), float(scores.linear.std())
     upper = mean + norm.ppf(LEVEL) * deviation / math.sqrt(fresh)
     if promise is None:
         return Forecast(upper, 1.0)

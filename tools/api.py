@@ -14,6 +14,7 @@ import onnx
 
 from ..calibration.data import Dataset
 from ..calibration.latency import Profile, profile_from_data
+from ..calibration.quality import METRICS, Judge
 from ..calibration.runtime import Runtime, choose_runtime, fixed_batch
 from ..calibration.sources import open_data, random_data
 from ..calibration.splits import DEFAULT, Fractions, Splits, split
@@ -54,11 +55,12 @@ Model = str | os.PathLike[str] | onnx.ModelProto | OnnxModel
 class Settings:
     """How models are run and judged. Every field has a default that suits most models.
 
+    metric: a name, as of `--metric`, or a function f(outputs, labels) -> (samples,).
     random_samples: so many made-up samples instead of data, stamped as such in the result.
     profile: lengths of axes to time at, `{"batch": 1, "seq": 128}`; default batch 1 and medians.
     """
 
-    metric: str | None = None
+    metric: str | Judge | None = None
     output: str | None = None
     mask: str | None = None
     provider: str | None = None
@@ -282,10 +284,15 @@ def bench(original: Model, new: Model, data: object = None, **settings: Any) -> 
 
 
 def _as_planned(options: Settings, plan: Plan) -> Settings:
-    """The settings, with what they leave open as the plan has it."""
+    """The settings, with what they leave open as the plan has it; a plan names no code to run."""
+    if options.metric is None and plan.metric not in METRICS:
+        raise BadInput(
+            f"the plan was judged by {plan.metric!r}, which is none of our metrics, and no plan "
+            "may load code: name it with --metric"
+        )
     return replace(
         options,
-        metric=options.metric or plan.metric,
+        metric=plan.metric if options.metric is None else options.metric,
         output=options.output or plan.output,
         mask=options.mask or plan.data.mask,
     )

@@ -143,8 +143,9 @@ data = _stack(
 judging = _stack(
     click.option(
         "--metric",
-        type=click.Choice(list(METRICS)),
-        help="Quality.  [default: accuracy with labels, else agreement or cosine]",
+        metavar="METRIC",
+        help=f"Quality: {', '.join(METRICS)}, or module:attribute, a function of (outputs, labels)."
+        "  [default: accuracy with labels, else agreement or cosine]",
     ),
     click.option(
         "--output", metavar="NAME", help="Output to judge by.  [default: the first floating one]"

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -10,10 +15,12 @@ from scipy.stats import entropy
 
 from blockfold.calibration.quality import (
     METRICS,
+    Judge,
     Outputs,
     Scorer,
     Scores,
     default_metric,
+    find_metric,
     is_exact,
 )
 from blockfold.ir.errors import BadInput
@@ -25,8 +32,8 @@ NEW = np.array([[2.0, 1.0, 0.0], [0.0, 1.0, 2.0], [1.0, 0.0, 2.0], [0.0, 9.0, 1.
 LABELS = np.array([0, 2, 2, 0])
 
 
-def scored(metric: str, *batches: Outputs) -> Scores:
-    scorer = Scorer(metric)
+def scored(metric: str, *batches: Outputs, own: Judge | None = None) -> Scores:
+    scorer = Scorer(metric, own)
     for batch in batches:
         scorer.add(batch)
     return scorer.scores()
@@ -76,6 +83,203 @@ def test_nmse_is_relative_to_the_variance_of_the_original() -> None:
     assert constant.drop == pytest.approx(1.0)
 
 
+def bits(*rows: tuple[float, ...]) -> Floats:
+    """Logits (rows, length, 2) that give label 0 a probability of 2 ^ -bits at each position."""
+    chance = 2.0 ** -np.array(rows)
+    return np.log(np.stack([chance, 1 - chance], -1)) + 3.0
+
+
+BEFORE, AFTER = bits((1, 9, 9), (2, 2, 3)), bits((4, 1, 1), (2, 3, 3))
+TOKENS = np.array([[0, -100, -1], [0, 0, 0]])
+"""One token of 1 bit, then of 4, and three of 7 bits, then of 8: perplexity is 2^2, then 2^3."""
+
+
+def test_perplexity_is_of_all_tokens_together() -> None:
+    found = scored("perplexity", Outputs(BEFORE, AFTER, TOKENS))
+    np.testing.assert_allclose(found.before, np.log(2) * np.array([-1, -7 / 3]))
+    np.testing.assert_allclose(found.after, np.log(2) * np.array([-4, -8 / 3]))
+    np.testing.assert_array_equal(found.tokens, [1, 3])
+    np.testing.assert_allclose(found.damage, [2**3 - 1, 2 ** (1 / 3) - 1])
+    assert found.reached == pytest.approx((4, 8))
+    assert found.drop == pytest.approx(1)
+    assert found.damage.mean() > 3, "the mean over sequences is another thing"
+    parts = [Outputs(BEFORE[i : i + 1], AFTER[i : i + 1], TOKENS[i : i + 1]) for i in range(2)]
+    assert scored("perplexity", *parts).drop == pytest.approx(1)
+    one, other = (scored("perplexity", part) for part in parts)
+    assert one.joined(other).drop == pytest.approx(1)
+
+
+def test_perplexity_of_known_models() -> None:
+    """Even logits give the size of the vocabulary, whatever the labels; sure ones give 1."""
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 7, (5, 4, 3))
+    sure = np.where(labels[..., None] == np.arange(7), 1e3, 0.0)
+    found = scored("perplexity", Outputs(np.full((5, 4, 3, 7), 2.5), sure, labels))
+    assert found.reached == pytest.approx((7, 1))
+    assert found.drop == pytest.approx(1 / 7 - 1)
+    single = scored("perplexity", Outputs(np.zeros((5, 7)), np.zeros((5, 7)), labels[:, 0, 0]))
+    assert single.reached == pytest.approx((7, 7))
+
+
+def test_a_label_is_of_the_position_it_stands_at() -> None:
+    """Nothing is shifted: the same labels, one position on, are those of other tokens."""
+    labels = np.arange(6)[None]
+    logits = np.where(labels[..., None] == np.arange(6), 50.0, 0.0)
+    assert scored("perplexity", Outputs(logits, logits, labels)).reached[0] == pytest.approx(1)
+    late = np.roll(labels, -1)
+    assert scored("perplexity", Outputs(logits, logits, late)).reached[0] > 1e20
+
+
+def test_hidden_tokens_and_labels_below_zero_are_one() -> None:
+    mask, labels = (TOKENS >= 0).astype(np.float64), np.zeros_like(TOKENS)
+    hidden = scored("perplexity", Outputs(BEFORE, AFTER, labels, mask))
+    assert hidden.drop == pytest.approx(1)
+    assert scored("perplexity", Outputs(BEFORE, AFTER, labels)).drop != pytest.approx(1, abs=0.1)
+    beyond = np.where(mask > 0, 0, 99)  # nobody looks there
+    assert scored("perplexity", Outputs(BEFORE, AFTER, beyond, mask)).drop == pytest.approx(1)
+
+
+def test_a_sequence_without_tokens_weighs_nothing() -> None:
+    before, after = (np.concatenate([logits, logits[:1]]) for logits in (BEFORE, AFTER))
+    labels = np.concatenate([TOKENS, np.full((1, 3), -100)])
+    found = scored("perplexity", Outputs(before, after, labels))
+    assert found.drop == pytest.approx(1)
+    assert found.damage[2] == 0
+    groups = found.by_group(np.array([0, 1, 2]))
+    assert groups.drop == pytest.approx(1)
+    np.testing.assert_array_equal(groups.tokens, [1, 3, 0])
+
+
+def test_perplexity_beyond_all_bounds_stays_a_number() -> None:
+    labels = np.zeros((2, 1), np.int64)
+    far = np.array([[[0.0, 1e30]], [[0.0, 0.0]]])
+    found = scored("perplexity", Outputs(np.zeros((2, 1, 2)), far, labels))
+    assert np.isfinite([*found.damage, *found.linear, *found.reached, found.drop]).all()
+    assert found.drop > 1e40
+
+
+def random_scores(samples: int, seed: int = 0) -> Scores:
+    """Perplexities of sequences of 1 to 60 tokens, of which the short ones lose most."""
+    rng = np.random.default_rng(seed)
+    tokens = rng.integers(1, 61, samples).astype(np.float64)
+    before = -rng.gamma(4.0, 0.5, samples)
+    return Scores(before, before - 1 / tokens - 0.1 * rng.random(samples), tokens=tokens)
+
+
+def test_linear_damages_have_the_drop_for_mean_and_its_spread() -> None:
+    found = random_scores(400)
+    assert found.linear.mean() == pytest.approx(found.drop)
+    rng = np.random.default_rng(1)
+    draws = rng.integers(400, size=(3000, 400))
+    spread = np.std([found.statistic(found.units[draw]) for draw in draws])
+    assert found.linear.std() / 20 == pytest.approx(spread, rel=0.06)
+    assert found.damage.std() / 20 > 2 * spread, "that of sequences by themselves is another"
+    plain = Scores(found.before, found.after)
+    np.testing.assert_array_equal(plain.linear, plain.damage)
+    np.testing.assert_array_equal(plain.units, plain.damage)
+
+
+def test_groups_of_sequences_count_their_tokens() -> None:
+    found = random_scores(60)
+    groups = np.random.default_rng(2).integers(0, 9, 60)
+    merged = found.by_group(groups)
+    assert len(merged.damage) == 9
+    assert merged.drop == pytest.approx(found.drop)
+    assert merged.reached == pytest.approx(found.reached)
+    assert found.tokens is not None
+    mine = groups == 4
+    wanted = np.average(found.before[mine], weights=found.tokens[mine])
+    assert merged.before[4] == pytest.approx(wanted)
+
+
+def margin(outputs: Any, labels: Any) -> Any:
+    """Logit of the label over the mean logit."""
+    return outputs[np.arange(len(labels)), labels] - outputs.mean(-1)
+
+
+def test_a_function_judges_each_model_by_itself() -> None:
+    outputs = Outputs(ORIGINAL, NEW, LABELS)
+    found = scored("m:f", outputs, own=margin)
+    np.testing.assert_allclose(found.before, margin(ORIGINAL, LABELS))
+    np.testing.assert_allclose(found.after, margin(NEW, LABELS))
+    assert found.drop == pytest.approx((margin(ORIGINAL, LABELS) - margin(NEW, LABELS)).mean())
+    halves = [Outputs(ORIGINAL[i : i + 2], NEW[i : i + 2], LABELS[i : i + 2]) for i in (0, 2)]
+    assert scored("m:f", *halves, own=margin).drop == pytest.approx(found.drop)
+    assert scored("m:f", Outputs(ORIGINAL, ORIGINAL, LABELS), own=margin).drop == 0
+    blind = scored("m:f", Outputs(ORIGINAL, NEW), own=lambda x, y: x.max(-1) + (y is not None))
+    np.testing.assert_allclose(blind.damage, ORIGINAL.max(-1) - NEW.max(-1))
+
+
+@pytest.mark.parametrize(
+    ("own", "said"),
+    [
+        (lambda x, _: x, r"gave scores of shape \(4, 3\) for 4 samples; give one for each"),
+        (lambda *_: 1.0, r"gave scores of shape \(\) for 4 samples"),
+        (lambda x, _: x[:, 0] * np.nan, "gave NaN or Inf; give finite scores"),
+        (lambda _: 1.0, "calling it failed .TypeError: .*2 were given"),
+        (lambda *_: ["good"] * 4, "calling it failed .ValueError: could not convert"),
+        (Outputs, "calling it failed .TypeError"),
+    ],
+)
+def test_a_function_that_gives_no_scores_is_refused(own: Judge, said: str) -> None:
+    with pytest.raises(BadInput, match=f"^--metric m:f: {said}") as caught:
+        scored("m:f", Outputs(ORIGINAL, NEW, LABELS), own=own)
+    assert "\n" not in str(caught.value)
+
+
+class Judging:
+    def __call__(self, outputs: Any, labels: Any) -> Any:
+        return margin(outputs, labels)
+
+
+def test_functions_are_named_by_where_they_stand() -> None:
+    here = __name__
+    assert find_metric(margin) == (f"{here}:margin", margin)
+    assert find_metric(Judging().__call__)[0] == f"{here}:Judging.__call__"
+    assert find_metric(Judging())[0] == f"{here}:Judging"
+    assert find_metric(lambda x, _: x)[0].startswith(f"{here}:test_functions")
+    assert find_metric(partial(margin, labels=LABELS))[0] == "functools:partial"
+    assert find_metric("cosine") == ("cosine", None)
+
+
+@pytest.fixture
+def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A module in the current folder, which is not on the import path."""
+    name = "judges_of_a_test"
+    (tmp_path / f"{name}.py").write_text(
+        "import numpy\nclass inner:\n    best = staticmethod(lambda x, _: x.max(-1))\nfive = 5\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delitem(sys.modules, name, raising=False)
+    return name
+
+
+def test_text_names_a_function(module: str) -> None:
+    name, own = find_metric(f"{module}:inner.best")
+    assert name == f"{module}:inner.best", "as it was typed"
+    found = scored(name, Outputs(ORIGINAL, NEW), own=own)
+    np.testing.assert_allclose(found.damage, ORIGINAL.max(-1) - NEW.max(-1))
+    assert str(Path.cwd()) not in sys.path
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("beauty", "--metric beauty: unknown; it is one of accuracy.*, or module:attribute"),
+        ("a:b:c", "--metric a:b:c: unknown"),
+        ("{}:inner.bets", "has no 'inner.bets'"),
+        ("{}:fife", "has no 'fife' .is it 'five'"),
+        ("{}:five", "--metric {}:five: is a int; give a function of .outputs, labels"),
+        ("no_such_{}:f", "importing module 'no_such_{}' failed"),
+        (5, "is a int; give a function"),
+    ],
+)
+def test_what_names_no_function_is_refused(given: Any, said: str, module: str) -> None:
+    given = given.format(module) if isinstance(given, str) else given
+    with pytest.raises(BadInput, match=said.format(module)):
+        find_metric(given)
+
+
 @pytest.mark.parametrize("metric", METRICS)
 def test_batches_do_not_matter_and_nothing_is_lost_against_itself(metric: str) -> None:
     whole = scored(metric, Outputs(ORIGINAL, NEW, LABELS))
@@ -97,7 +301,7 @@ def token_outputs(metric: str, length: int) -> Outputs:
     return Outputs(
         np.concatenate([original, filler], 1),
         np.concatenate([original + noise, -filler], 1),
-        labels if metric == "accuracy" else None,
+        labels if metric in ("accuracy", "perplexity") else None,
         mask,
     )
 
@@ -109,6 +313,7 @@ def token_outputs(metric: str, length: int) -> Outputs:
         "cosine",
         "nmse",
         "kl",
+        "perplexity",
     ],
 )
 def test_padding_does_not_count(metric: str) -> None:
@@ -139,6 +344,16 @@ def test_groups_are_means_of_their_samples() -> None:
     [
         ("accuracy", Outputs(ORIGINAL, NEW), "needs labels"),
         ("accuracy", Outputs(ORIGINAL, NEW, LABELS[:, None]), "do not fit labels of shape"),
+        ("perplexity", Outputs(BEFORE, AFTER), "needs labels"),
+        ("perplexity", Outputs(BEFORE, AFTER, TOKENS[:, 0]), "one more axis, the vocabulary"),
+        ("perplexity", Outputs(BEFORE, AFTER, TOKENS + 0.0), "labels are float64; give token ids"),
+        (
+            "perplexity",
+            Outputs(BEFORE, AFTER, TOKENS + 2),
+            "label 2 is outside the vocabulary",
+        ),
+        ("perplexity", Outputs(BEFORE, AFTER, 0 * TOKENS - 100), "no label counts"),
+        ("perplexity", Outputs(BEFORE, AFTER, TOKENS, np.zeros((2, 3))), "no label counts"),
         ("agreement", Outputs(ORIGINAL[None], NEW[None]), "take --metric cosine"),
         ("cosine", Outputs(ORIGINAL[0], NEW[0]), "needs outputs of rows"),
         ("kl", Outputs(ORIGINAL[0], NEW[0]), "needs outputs of logits"),
@@ -156,11 +371,6 @@ def test_an_original_that_gives_nan_is_refused() -> None:
         scored("accuracy", Outputs(np.full_like(ORIGINAL, np.nan), NEW, LABELS))
 
 
-def test_an_unknown_metric_is_refused() -> None:
-    with pytest.raises(BadInput, match="--metric beauty: unknown; it is one of accuracy"):
-        Scorer("beauty")
-
-
 @pytest.mark.parametrize(
     ("rank", "labels", "metric"),
     [(2, True, "accuracy"), (3, True, "accuracy"), (2, False, "agreement"), (3, False, "cosine")],
@@ -173,4 +383,4 @@ def test_what_has_an_exact_bound() -> None:
     assert is_exact("agreement", None)
     assert is_exact("accuracy", LABELS)
     assert not is_exact("accuracy", LABELS[:, None])
-    assert not is_exact("cosine", LABELS)
+    assert not any(is_exact(metric, LABELS) for metric in ("cosine", "perplexity", "m:accuracy"))

@@ -104,7 +104,7 @@ def test_the_ridge_of_least_held_out_error_is_chosen() -> None:
     errors = {s.ridge: select.error(s.W, s.b) for s in solve(fit)}
     assert chosen.ridge == min(errors, key=lambda ridge: errors[ridge])
     assert chosen.ridge == max(RIDGES)
-    smooth = solve_held_out(*[moments_of(*planted()[:2])] * 2)
+    smooth = solve_held_out(moments_of(*planted()[:2]), moments_of(*planted()[:2]))
     assert smooth.ridge == min(RIDGES)
 
 

@@ -6,9 +6,10 @@ import numpy as np
 import onnx
 import pytest
 
+from blockfold.calibration.features import as_rows
 from blockfold.calibration.runtime import Runner, Runtime
 from blockfold.calibration.sources import open_data
-from blockfold.calibration.sweep import Pair, Statistics, as_rows, observe_shapes, sweep
+from blockfold.calibration.sweep import Pair, Statistics, observe_shapes, sweep
 from blockfold.ir.errors import BadInput
 from blockfold.ir.onnx_file import read
 from blockfold.tests.networks import (

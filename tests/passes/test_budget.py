@@ -25,7 +25,7 @@ def trial(
     speedup: float = 1.0,
     size: int = 100,
 ) -> Trial:
-    return Trial((), Scores(NONE, NONE, NONE), Forecast(upper, chance), saved, speedup, size)
+    return Trial((), Scores(NONE, NONE), Forecast(upper, chance), saved, speedup, size)
 
 
 @pytest.mark.parametrize(
@@ -106,7 +106,7 @@ class _Choice:
 @pytest.mark.parametrize(("blocks", "reached"), [(0.9, False), (1.0, True), (1.1, True)])
 def test_removed_blocks_are_summed(blocks: float, reached: bool) -> None:
     shares: Any = tuple(_Choice(blocks / 3) for _ in range(3))
-    made = Trial(shares, Scores(NONE, NONE, NONE), Forecast(0, 1), 1.0, 1.0, 1)
+    made = Trial(shares, Scores(NONE, NONE), Forecast(0, 1), 1.0, 1.0, 1)
     assert Budget.of(remove=1).reached(made) is reached
 
 

@@ -13,6 +13,7 @@ import pytest
 
 from blockfold.calibration.solve import Solution
 from blockfold.ir.errors import BadInput
+from blockfold.ir.onnx_file import read
 from blockfold.ir.spans import Refusal, Span
 from blockfold.passes.budget import Budget
 from blockfold.passes.costs import Costs
@@ -31,6 +32,7 @@ from blockfold.passes.plan import (
     tensors_path,
 )
 from blockfold.passes.replacement import Replacement
+from blockfold.tests.networks import residual_mlp
 
 SPAN = Span("x", 1, 2, "h0", "h1", -1, 3, "float32", "blocks.1", 1.0, frozenset({4, 5}), ("c",))
 SOLUTION = Solution(
@@ -41,6 +43,7 @@ SOLUTION = Solution(
     rank=2,
     condition=12.5,
 )
+MODEL = read(residual_mlp(2))
 MAPPED = Replacement(SPAN, SOLUTION, 1 / 3)
 DROPPED = Replacement(SPAN, None, 0.5)
 TENSORS = tensor_bytes(tensors_of([MAPPED, DROPPED]))
@@ -101,7 +104,7 @@ def test_a_plan_comes_back_from_its_file_as_it_was(tmp_path: Path) -> None:
     plan, tensors = read_plan(path)
     assert plan == make_plan()
     assert not plan.is_edited
-    mapped, dropped = replacements_of(plan, tensors)
+    mapped, dropped = replacements_of(MODEL, plan, tensors)
     assert mapped.solution is not None
     assert dropped.solution is None
     assert mapped.solution.W.tobytes() == SOLUTION.W.tobytes()
@@ -216,7 +219,7 @@ def test_missing_tensors_are_refused(tmp_path: Path) -> None:
 )
 def test_tensors_that_hold_no_map_are_refused(tensors: dict[str, np.ndarray]) -> None:
     with pytest.raises(BadInput, match=r"do not hold a map for 'blocks\.1'"):
-        replacements_of(make_plan(), tensors)
+        replacements_of(MODEL, make_plan(), tensors)
 
 
 @pytest.mark.parametrize("number", ["condition", "predicted_error"])

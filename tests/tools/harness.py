@@ -56,6 +56,16 @@ def network(planted: int | None = PLANTED, *, seed: int = 0) -> onnx.ModelProto:
     return net.model({"x": (FLOAT, ("batch", TOKENS, WIDTH))}, LOGITS)
 
 
+def margin(outputs: Any, labels: Any) -> Any:
+    """A metric of the user's own: how far the label's logit is above the mean."""
+    return outputs[np.arange(len(labels)), labels] - outputs.mean(-1)
+
+
+def unsure(outputs: Any, _labels: Any) -> Any:
+    """A metric that cannot make up its mind."""
+    return np.full(len(outputs), np.nan)
+
+
 @dataclass(frozen=True)
 class Files:
     """A folder with model.onnx and samples.npz."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -23,6 +24,7 @@ from blockfold.tests.tools.harness import (
     contents,
     hurry,
     judged,
+    margin,
     network,
     untouched,
 )
@@ -249,6 +251,64 @@ def test_verify_sees_a_worse_model(files: Files, arrays: Arrays) -> None:
     found = blockfold.verify(files.model, network(seed=5), arrays, max_drop=0.05, **QUICK)
     assert not found.verdict.kept
     assert found.verdict.worse > SAMPLES // 10
+
+
+# --- a metric of one's own
+
+OWN = f"{margin.__module__}:margin"
+
+
+@pytest.mark.parametrize("metric", [margin, OWN], ids=["function", "text"])
+def test_a_function_as_metric(metric: Any, files: Files, arrays: Arrays, tmp_path: Path) -> None:
+    found = blockfold.optimize(files.model, files.data, max_drop=0.05, metric=metric, **QUICK)
+    assert_found(found)
+    assert (found.plan.metric, found.verdict.metric) == (OWN, OWN)
+    assert not found.verdict.bound.certified
+    target = tmp_path / "out.onnx"
+    found.save(target)
+    again = blockfold.verify(files.model, target, arrays, metric=metric, max_drop=0.05, **QUICK)
+    assert again.held_back
+    assert judged(asdict(again.verdict)) == judged(asdict(found.verdict))
+    other = blockfold.verify(files.model, target, arrays, metric="cosine", **QUICK)
+    assert other.verdict.metric == "cosine"
+    blockfold.apply(files.model, target.with_suffix(".plan.json")).save(tmp_path / "again.onnx")
+
+
+def test_perplexity_as_metric(files: Files, arrays: Arrays) -> None:
+    found = blockfold.optimize(files.model, arrays, max_drop=0.05, metric="perplexity", **QUICK)
+    assert_found(found)
+    logits = run(network(), {"x": arrays["x"]})["logits"].astype(np.float64)
+    nll = np.log(np.exp(logits).sum(-1)) - logits[np.arange(SAMPLES), arrays["labels"]]
+    whole = blockfold.verify(files.model, found.model, arrays, metric="perplexity", **QUICK)
+    assert whole.verdict.before == pytest.approx(np.exp(nll.mean()), rel=1e-5)
+
+
+@pytest.mark.parametrize("job", ["verify", "certify", "solve again"])
+def test_no_plan_makes_code_run(
+    job: str, files: Files, result: Result, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "wicked.py").write_text("raise SystemExit('run')\ndef f(): ...\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    target, plan = tmp_path / "out.onnx", tmp_path / "out.plan.json"
+    result.save(target)
+    named = result.plan.model_copy(update={"metric": "wicked:f"})
+    if job != "solve again":  # else the hash no longer fits
+        named = named.model_copy(update={"sha256": named.digest()})
+    plan.write_text(named.model_dump_json())
+    jobs: dict[str, Callable[..., object]] = {
+        "verify": lambda **more: blockfold.verify(files.model, target, files.data, **more),
+        "certify": lambda **more: blockfold.apply(
+            files.model, plan, files.data, max_drop=0.05, **more
+        ),
+        "solve again": lambda **more: blockfold.apply(files.model, plan, files.data, **more),
+    }
+    with pytest.raises(blockfold.BadInput, match=r"judged by 'wicked:f'.*--metric"):
+        jobs[job](**QUICK)
+    assert "wicked" not in sys.modules
+    with pytest.raises(blockfold.BadInput, match="importing module 'wicked' failed"):
+        jobs[job](metric="wicked:f", **QUICK)  # who types it means it
+    jobs[job](metric="cosine", **QUICK)
 
 
 # --- saving

@@ -33,6 +33,7 @@ from blockfold.tests.tools.harness import (
     network,
     save,
     subprocess_run,
+    unsure,
     untouched,
 )
 from blockfold.tools import api
@@ -352,6 +353,29 @@ def accuracy_without_labels(place: Place) -> Words:
     return place.optimize("--metric", "accuracy", data=place.npz(x=place.arrays()["x"]))
 
 
+@case(BAD_INPUT, "--metric perplexity", "needs labels", "`labels`")
+def perplexity_without_labels(place: Place) -> Words:
+    return place.optimize("--metric", "perplexity", data=place.npz(x=place.arrays()["x"]))
+
+
+@case(BAD_INPUT, "--metric perplexity", "labels are float64", "token ids")
+def perplexity_of_fractions(place: Place) -> Words:
+    data = place.npz(**place.arrays() | {"labels": np.full(SAMPLES, 0.5)})
+    return place.optimize("--metric", "perplexity", data=data)
+
+
+@case(BAD_INPUT, "--metric perplexity", "label 99", "vocabulary", "token ids")
+def perplexity_of_unknown_tokens(place: Place) -> Words:
+    data = place.npz(**place.arrays() | {"labels": np.full(SAMPLES, 99)})
+    return place.optimize("--metric", "perplexity", data=data)
+
+
+@case(BAD_INPUT, "--metric perplexity", "no label counts", "token ids")
+def perplexity_of_no_tokens(place: Place) -> Words:
+    data = place.npz(**place.arrays() | {"labels": np.full(SAMPLES, -100)})
+    return place.optimize("--metric", "perplexity", data=data)
+
+
 @case(BAD_INPUT, "--metric accuracy", "labels of shape", "classes")
 def labels_of_another_shape(place: Place) -> Words:
     arrays = place.arrays()
@@ -406,6 +430,12 @@ def edited_plan_without_data(place: Place) -> Words:
 def edited_plan_names_an_unknown_value(place: Place) -> Words:
     plan = place.plan(lambda content: content["decisions"][0].update(exit="elsewhere"))
     return place.apply(plan, "--data", place.data)
+
+
+@case(BAD_INPUT, "judged by 'wicked:f'", "no plan may load code", "--metric")
+def plan_names_code(place: Place) -> Words:
+    plan = place.plan(lambda content: content.update(metric="wicked:f"))
+    return ["verify", place.model, place.small, "--plan", plan, "--data", place.data]
 
 
 @case(BAD_INPUT, "p.plan.json", "cannot read the plan", "No such file")
@@ -565,7 +595,13 @@ OPTIONS: list[tuple[str, list[str]]] = [
     ("--split 50/30/30", ["split", "50/30/30", "25/25/50"]),
     ("--split 100/0/0", ["split", "100/0/0", "25/25/50"]),
     ("--split a/b/c", ["split", "a/b/c", "25/25/50"]),
-    ("--metric beauty", ["--metric", "'beauty'", "accuracy", "cosine"]),
+    ("--metric beauty", ["--metric beauty", "accuracy", "perplexity", "module:attribute"]),
+    ("--metric nowhere:f", ["nowhere:f", "importing module 'nowhere' failed"]),
+    ("--metric numpy:argmux", ["numpy:argmux", "no 'argmux'", "is it 'argmax'"]),
+    ("--metric numpy:pi", ["--metric numpy:pi", "is a float", "give a function"]),
+    ("--metric operator:neg", ["--metric operator:neg", "calling it failed", "TypeError"]),
+    ("--metric operator:is_", ["--metric operator:is_", "shape ()", "one for each"]),
+    (f"--metric {unsure.__module__}:unsure", [":unsure", "NaN", "give finite scores"]),
     ("--output nowhere", ["--output nowhere", "there is logits"]),
     ("--mask nowhere", ["mask 'nowhere'", "no such input", "'x'"]),
     ("--mask x", ["mask 'x'", "float32", "(rows, length)"]),

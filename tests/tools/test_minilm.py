@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from blockfold.calibration.features import as_rows
 from blockfold.calibration.runtime import Runner, choose_runtime
 from blockfold.calibration.sources import open_data
 from blockfold.calibration.splits import split
-from blockfold.calibration.sweep import as_rows
 from blockfold.ir.blocks import Anatomy
 from blockfold.ir.onnx_file import OnnxModel, read
 from blockfold.ir.spans import Span, prove

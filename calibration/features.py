@@ -1,0 +1,85 @@
+"""Rows for least squares out of a value: one per token or pixel, or what a convolution sees."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..ir.windows import Window
+from .moments import Array
+
+Floats = NDArray[np.floating]
+
+
+@dataclass(frozen=True)
+class Feature:
+    """A value as regressors or as a target, channels on `channel_axis`.
+
+    `window` makes patches of it; `pooled` the mean over all positions of a sample, the same for
+    each of its rows.
+    """
+
+    value: str
+    channel_axis: int
+    window: Window | None = None
+    pooled: bool = False
+
+
+def rows_of(feature: Feature, array: Floats, mask: Array | None = None) -> Floats:
+    """(rows, channels) of an array, C order over all other axes; patches are (channels k ...).
+
+    mask (n, length) has 0 for padding, which has no part in a pooled mean.
+    """
+    if feature.window is not None:
+        return patches(array, feature.window)
+    if feature.pooled:
+        return pooled_rows(array, feature.channel_axis, mask)
+    return as_rows(array, feature.channel_axis)
+
+
+def as_rows(array: Floats, channel_axis: int) -> Floats:
+    """(..., d, ...) with channels on `channel_axis` -> (rows, d), in C order of the other axes."""
+    moved = np.moveaxis(array, channel_axis, -1)
+    return np.ascontiguousarray(moved).reshape(-1, moved.shape[-1])
+
+
+def from_rows(rows: Floats, shape: tuple[int, ...], channel_axis: int) -> Floats:
+    """The inverse of `as_rows`: rows (n, d) as an array of that shape."""
+    axes = list(shape)
+    width = axes.pop(channel_axis)
+    return np.moveaxis(rows.reshape(*axes, width), -1, channel_axis)
+
+
+def pooled_rows(array: Floats, channel_axis: int, mask: Array | None) -> Floats:
+    """Per row of `as_rows`, the mean over all rows of its sample; mask (n, length) weighs them.
+
+    A mask that does not fit the axes after the samples is not of these rows and weighs nothing.
+    """
+    moved = np.moveaxis(array, channel_axis, -1)
+    flat = moved.reshape(len(moved), -1, moved.shape[-1])
+    if mask is not None and moved.shape[:-1] == mask.shape:
+        kept = (mask != 0).astype(flat.dtype)
+        total = np.maximum(kept.sum(axis=1, keepdims=True), 1)
+        mean = (kept[:, None, :] @ flat)[:, 0] / total
+    else:
+        mean = flat.mean(axis=1)
+    return np.repeat(mean, flat.shape[1], axis=0)
+
+
+def patches(array: Floats, window: Window) -> Floats:
+    """What a convolution multiplies its kernel with: (n, c, ...) -> (n positions, c k ...).
+
+    Rows are in C order of (n, positions), columns in that of the kernel (c, k, ...).
+    """
+    axes = len(window.kernel)
+    begins, ends = window.pads[:axes], window.pads[axes:]
+    padded = np.pad(array, [(0, 0), (0, 0), *zip(begins, ends, strict=True)])
+    reach = [d * (k - 1) + 1 for k, d in zip(window.kernel, window.dilations, strict=True)]
+    views = np.lib.stride_tricks.sliding_window_view(padded, reach, axis=tuple(range(2, axes + 2)))
+    strides = tuple(slice(None, None, s) for s in window.strides)
+    inner = tuple(slice(None, None, d) for d in window.dilations)
+    seen = views[(slice(None), slice(None), *strides, *inner)]
+    moved = np.moveaxis(seen, 1, axes + 1)
+    return np.ascontiguousarray(moved).reshape(-1, array.shape[1] * int(np.prod(window.kernel)))

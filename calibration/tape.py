@@ -1,0 +1,139 @@
+"""Tapes: run a model forward over the data piece by piece, holding only where it stands.
+
+A tape holds some values of every batch on disk. To reach values further on, only the nodes between
+are run. Walking through a whole model so costs one plain pass, however often it stops, and the
+memory of one batch; a value that is put in place of another is what the rest then runs on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..ir.onnx_extract import extract
+from ..ir.onnx_file import OnnxModel
+from .data import Dataset, Spool
+from .runtime import Feeds, Runner, Runtime, cut_rows, fixed_batch, pad_rows
+
+Samples = NDArray[np.int64]
+Floats = NDArray[np.floating]
+
+
+class Pieces:
+    """Sessions of pieces of one model, each opened when first asked for and shared by all tapes."""
+
+    def __init__(self, model: OnnxModel, runtime: Runtime) -> None:
+        self.model, self.runtime = model, runtime
+        self.fixed_batch = fixed_batch(model)
+        self._open: dict[tuple[frozenset[str], tuple[str, ...]], Runner] = {}
+
+    def run(self, given: Feeds, feeds: Feeds, wanted: Sequence[str]) -> dict[str, np.ndarray]:
+        """The wanted values from given ones and the model's inputs."""
+        key = frozenset(given), tuple(wanted)
+        runner = self._open.get(key)
+        if runner is None:
+            runner = self.open(given, wanted)
+            self._open[key] = runner
+        at_hand = {**feeds, **given}
+        return runner.run_whole({name: at_hand[name] for name in runner.inputs})
+
+    def open(self, given: Iterable[str], wanted: Sequence[str]) -> Runner:
+        """A session of the nodes between, for the caller alone."""
+        return Runner(extract(self.model, given, wanted), self.runtime)
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Values of one batch. Where the model fixes its batch, `rows` of `size` are no padding."""
+
+    values: Mapping[str, Floats]
+    feeds: Feeds
+    samples: Samples
+    size: int
+
+    def real(self, name: str) -> Floats:
+        """A value without the rows that only fill up a fixed batch."""
+        return cut_rows(self.values[name], len(self.samples), self.size)
+
+
+class _Strip:
+    """One value of every batch, on disk."""
+
+    def __init__(self) -> None:
+        self._spool = Spool()
+        self.arrays: list[Floats] = []
+
+    def close(self) -> None:
+        self.arrays.clear()
+        self._spool.close()
+
+    def append(self, array: Floats) -> None:
+        if array.size:
+            name = str(len(self.arrays))
+            self._spool.write(name, np.ascontiguousarray(array).reshape(-1))
+            array = np.memmap(self._spool.path(name), array.dtype, "r", shape=array.shape)
+        self.arrays.append(array)
+
+
+class Tape:
+    """The place a model has been run to on some samples."""
+
+    def __init__(self, pieces: Pieces, data: Dataset, samples: Samples, batch: int) -> None:
+        self._pieces, self._data, self.samples = pieces, data, samples
+        self._batch = pieces.fixed_batch or batch
+        self._held: dict[str, _Strip] = {}
+
+    @property
+    def held(self) -> frozenset[str]:
+        return frozenset(self._held)
+
+    def fork(self) -> Tape:
+        """Another tape at the same place; what is held is shared until either moves on."""
+        other = Tape(self._pieces, self._data, self.samples, self._batch)
+        other._held = dict(self._held)
+        return other
+
+    def batches(self) -> Iterator[Piece]:
+        """What is held, batch by batch."""
+        fixed = self._pieces.fixed_batch
+        for at, batch in enumerate(self._data.batches(self.samples, self._batch)):
+            size = fixed or len(batch.samples)
+            feeds = {name: pad_rows(array, size) for name, array in batch.feeds.items()}
+            values = {name: strip.arrays[at] for name, strip in self._held.items()}
+            yield Piece(values, feeds, batch.samples, size)
+
+    def real(self, name: str) -> Iterator[Floats]:
+        """A value held, batch by batch, without what only fills up a fixed batch."""
+        return (piece.real(name) for piece in self.batches())
+
+    def reach(self, wanted: Iterable[str]) -> None:
+        """Run on to the wanted values and hold them too."""
+        new = [name for name in dict.fromkeys(wanted) if name not in self._held]
+        if new:
+            strips = {name: _Strip() for name in new}
+            for piece in self.batches():
+                found = self._pieces.run(piece.values, piece.feeds, new)
+                for name, strip in strips.items():
+                    strip.append(found[name])
+            self._held |= strips
+
+    def put(self, name: str, made: Callable[[Piece], Floats]) -> None:
+        """Hold, under that name, what a function makes of every batch."""
+        strip = _Strip()
+        for piece in self.batches():
+            strip.append(made(piece))
+        self._held[name] = strip
+
+    def close(self) -> None:
+        """Let go of everything, on disk too, whoever else holds it."""
+        for strip in self._held.values():
+            strip.close()
+        self._held = {}
+
+    def keep(self, names: Iterable[str]) -> None:
+        """Let go of everything else."""
+        wanted = set(names)
+        self._held = {name: strip for name, strip in self._held.items() if name in wanted}

@@ -1,0 +1,404 @@
+"""Fit: solve sets of surrogates front to back, and repair what they feed, in one walk.
+
+The original and any number of compressed models walk through the data side by side. At every stop
+the compressed model's own activations are the regressors and the ORIGINAL model's stream is the
+target, so that each surrogate also undoes what those before it did. After the first of them, the
+linear operations that feed the stream are solved again in the same way (refit), the weight they had
+being the prior, and kept only where the error on held-out rows falls. At the end of the walk each
+model's output is there to be scored, without having been built.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..calibration.equations import Equations
+from ..calibration.features import Feature, as_rows, from_rows, rows_of
+from ..calibration.masks import row_weights
+from ..calibration.moments import Array, Centred, CoMoment
+from ..calibration.solve import Solution, solve, solve_held_out
+from ..calibration.tape import Piece, Pieces, Tape
+from ..ir.onnx_file import OnnxModel
+from ..ir.onnx_linear import Linear, matrix, offset
+from ..ir.spans import Span
+from .replacement import Replacement
+from .stops import Stop
+from .surrogates import FOLDED, Form, Problem, linear_input, problem
+from .task import Task
+
+Floats = NDArray[np.floating]
+
+WORTHWHILE = 0.01
+"""By what share a refit must lower the error on held-out rows to be kept."""
+
+NEGLIGIBLE = 1e-8
+"""Error, as a share of the variance, that float32 activations cannot tell from none."""
+
+
+@dataclass(frozen=True)
+class Wish:
+    """A span and the form of surrogate to solve for it."""
+
+    span: Span
+    form: Form
+
+
+@dataclass(frozen=True)
+class Healing:
+    """Row weights of picked positions in surrogates and in refits; `refit` None: no refit."""
+
+    emphasis: float = 1.0
+    refit: float | None = 1.0
+
+
+@dataclass(frozen=True, eq=False)
+class Recipe:
+    """Wishes to be made together, none touching another, and how what follows is repaired.
+
+    `known`: replacements solved before, by exit: only their numbers are solved again, on all rows.
+    """
+
+    wishes: tuple[Wish, ...]
+    healing: Healing = Healing()
+    known: Mapping[str, Replacement] | None = None
+
+
+class Pair(NamedTuple):
+    """Tapes of one model over both splits."""
+
+    fit: Tape
+    select: Tape
+
+
+@dataclass(frozen=True, eq=False)
+class Fitted:
+    """Replacements in the order of the graph, refits included, and tapes that hold the output."""
+
+    recipe: Recipe
+    replacements: tuple[Replacement, ...]
+    tapes: Pair
+
+    def close(self) -> None:
+        """Let go of the outputs."""
+        for tape in self.tapes:
+            tape.close()
+
+
+class Walk:
+    """Walks of one task's model over its fit and select splits; sessions are shared by all."""
+
+    def __init__(self, task: Task, stops: Sequence[Stop]) -> None:
+        self.task, self.stops = task, tuple(stops)
+        self.pieces = Pieces(task.plain, task.runtime)
+        self._weights: dict[str, tuple[Array, Array]] = {}
+        self._variances: dict[str, float] = {}
+
+    def tape(self, samples: NDArray[np.int64]) -> Tape:
+        """A new tape over some samples, at the model's inputs."""
+        return Tape(self.pieces, self.task.data, samples, self.task.batch)
+
+    def __call__(self, recipes: Sequence[Recipe]) -> list[Fitted]:
+        """Fit every recipe. The original is walked once for all of them."""
+        original = Pair(self.tape(self.task.splits.fit), self.tape(self.task.splits.select))
+        walkers = [_Walker(self, recipe) for recipe in recipes]
+        for walker in walkers:
+            walker.depart(None, original)
+        with self.task.stage("fit", len(self.stops)) as advance:
+            for stop in self.stops:
+                for tape in original:
+                    self.pass_by(tape, stop, stop.live)
+                for walker in walkers:
+                    walker.meet(stop, original)
+                    walker.depart(stop, original)
+                for tape in original:
+                    tape.keep([stop.value, *stop.live])
+                advance(1)
+        return [walker.arrive() for walker in walkers]
+
+    def solved_on_both(self, fitted: Fitted) -> tuple[Replacement, ...]:
+        """The replacements solved once more, on fit and select together, every choice kept."""
+        known = {replacement.span.exit: replacement for replacement in fitted.replacements}
+        (again,) = self([replace(fitted.recipe, known=known)])
+        again.close()
+        return again.replacements
+
+    def pass_by(
+        self, tape: Tape, stop: Stop, live: Sequence[str], solution: Solution | None = None
+    ) -> None:
+        """Run a tape on to a stop, its linear operation as it is or solved again."""
+        linear = stop.linear
+        if linear is None:
+            tape.reach([stop.value, *live])
+            return
+        tape.reach([linear.u, linear.residual])
+        W, b = (solution.W, solution.b) if solution else self.weights(linear)
+        single = Solution(W, b, 0.0, 0, 0, 0.0)
+        asked = Problem(
+            (linear_input(linear),),
+            Feature(linear.residual, stop.channel_axis),
+            Feature(stop.value, stop.channel_axis),
+            W,
+        )
+        tape.put(
+            stop.value,
+            lambda piece: self.applied(piece, asked, single, piece.values[linear.residual].shape),
+        )
+        tape.reach(live)
+
+    def weights(self, linear: Linear) -> tuple[Array, Array]:
+        """W and b of a linear operation as it is."""
+        if linear.value not in self._weights:
+            W = matrix(self.task.plain, linear)
+            self._weights[linear.value] = W, offset(self.task.plain, linear, W.shape[1])
+        return self._weights[linear.value]
+
+    def equations(
+        self, tape: Tape, truth: Tape, asked: Problem, picked: Sequence[int]
+    ) -> Equations:
+        """Normal equations of a problem: regressors from one tape, the target "y" from another."""
+        found = Equations(["y"])
+        axis = asked.target.channel_axis
+        for now, then in zip(tape.batches(), truth.batches(), strict=True):
+            value = then.real(asked.target.value)
+            x, given = self.columns(asked, now, real=True)
+            y = as_rows(value, axis)
+            y = y if given is None else y - given
+            weights = self.padding(now, value.shape, axis)
+            found.add(x, [y], weights, picked_rows(picked, value.shape, axis))
+        return found
+
+    def variance(self, stop: Stop, truth: Tape) -> float:
+        """Trace of the covariance of the original's value at a stop, padding apart."""
+        if stop.value not in self._variances:
+            total: CoMoment | None = None
+            for piece in truth.batches():
+                value = piece.real(stop.value)
+                weights = self.padding(piece, value.shape, stop.channel_axis)
+                rows = Centred.of(as_rows(value, stop.channel_axis), weights)
+                part = CoMoment.of(rows, rows)
+                total = part if total is None else total
+                if total is not part:
+                    total.absorb(part)
+            assert total is not None
+            self._variances[stop.value] = float(np.trace(total.product)) / total.weight
+        return self._variances[stop.value]
+
+    def columns(self, asked: Problem, piece: Piece, *, real: bool) -> tuple[Floats, Floats | None]:
+        """Regressors (rows, p) of a problem and what is given beside them (rows, d).
+
+        `real`: without the rows that only fill up a fixed batch.
+        """
+        take = piece.real if real else piece.values.__getitem__
+        mask = self.task.padding(piece.feeds)
+        mask = mask[: len(piece.samples)] if mask is not None and real else mask
+        parts = [rows_of(feature, take(feature.value), mask) for feature in asked.features]
+        x = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
+        given = asked.given
+        return x, None if given is None else rows_of(given, take(given.value), mask)
+
+    def applied(
+        self, piece: Piece, asked: Problem, solution: Solution, shape: tuple[int, ...]
+    ) -> Floats:
+        """What a solved problem makes of a batch, as an array of that shape."""
+        x, given = self.columns(asked, piece, real=False)
+        W, b = solution.W.astype(np.float32), solution.b.astype(np.float32)
+        rows: Floats = x.astype(np.float32) @ W + b
+        rows = rows if given is None else rows + given
+        return from_rows(rows, shape, asked.target.channel_axis).astype(x.dtype)
+
+    def padding(self, piece: Piece, shape: tuple[int, ...], channel_axis: int) -> Array | None:
+        """Weights (rows,) of a value without filling, 0 for padding."""
+        mask = self.task.padding(piece.feeds)
+        if mask is None:
+            return None
+        return row_weights(mask[: len(piece.samples)], shape, channel_axis)
+
+
+def picked_rows(
+    positions: Sequence[int], shape: tuple[int, ...], channel_axis: int
+) -> NDArray[np.bool_] | None:
+    """Which rows (n,) of a value stand at the given positions of axis 1; None for no positions."""
+    axes = list(shape)
+    del axes[channel_axis]
+    if not positions or len(axes) < 2:
+        return None
+    picked = np.zeros(axes, bool)
+    picked[:, list(positions)] = True
+    return picked.reshape(-1)
+
+
+class _Walker:
+    """One compressed model on its way; up to its first span it is still the original."""
+
+    def __init__(self, walk: Walk, recipe: Recipe) -> None:
+        self.walk, self.recipe = walk, recipe
+        self.done: list[Replacement] = []
+        self._tapes: Pair | None = None
+        self._jump: _Jump | None = None
+        stops = {(stop.stream, stop.cut) for stop in walk.stops}
+        self._waiting: dict[tuple[str, int] | None, Wish] = {}
+        for wish in recipe.wishes:
+            begin = wish.span.stream, wish.span.start
+            self._waiting[begin if begin in stops else None] = wish
+
+    def depart(self, stop: Stop | None, original: Pair) -> None:
+        """Jump off where a span begins: at a stop, or at the model's inputs (None)."""
+        wish = self._waiting.get(None if stop is None else (stop.stream, stop.cut))
+        if wish is not None:
+            model, linear = self.walk.task.plain, None if stop is None else stop.linear
+            self._jump = _Jump.of(model, wish, linear)
+            self._tapes = self._tapes or Pair(original.fit.fork(), original.select.fork())
+            for tape in self._tapes:
+                tape.reach(self._jump.reads)
+        if self._tapes is not None and stop is not None:
+            reads = self._jump.reads if self._jump else ()
+            for tape in self._tapes:
+                tape.keep([stop.value, *stop.live, *reads])
+
+    def meet(self, stop: Stop, original: Pair) -> None:
+        """Come to a stop: on foot, over it in a jump, or at the end of one."""
+        if self._tapes is None:
+            return
+        jump = self._jump
+        if jump is not None and stop.value == jump.span.exit:
+            self._land(jump, stop, original)
+        elif jump is None or not stop.is_inside(jump.span):
+            solution = self._refit(stop, original)
+            gone = set() if jump is None else jump.gone(self.walk.task.plain)
+            live = [name for name in stop.live if name not in gone]
+            for tape in self._tapes:
+                self.walk.pass_by(tape, stop, live, solution)
+
+    def arrive(self) -> Fitted:
+        """Run on to the output."""
+        assert self._tapes is not None, "a recipe without wishes"
+        output = self.walk.task.output
+        for tape in self._tapes:
+            tape.reach([output])
+            tape.keep([output])
+        return Fitted(self.recipe, tuple(self.done), self._tapes)
+
+    def _land(self, jump: _Jump, stop: Stop, original: Pair) -> None:
+        assert self._tapes is not None
+        span, form = jump.span, jump.form
+        solution, held = self._solve(jump.asked, original, stop, self.recipe.healing.emphasis)
+        if form == "identity":
+            solution = Solution(np.eye(span.width), np.zeros(span.width), 0.0, 0, 0, 0.0)
+        moments, known = held.moments("y"), self._known(span.exit)
+        error = moments.error(solution.W, solution.b)
+        error /= self.walk.variance(stop, original.select) or 1.0
+        self.done.append(
+            Replacement(
+                span,
+                None if form == "identity" else solution,
+                error if known is None else known.predicted_error,
+                form,
+                jump.linear if form in FOLDED else None,
+                self.walk.task.mask if form == "affine + context" else None,
+            )
+        )
+        for tape, truth in zip(self._tapes, original, strict=True):
+            shapes = iter([piece.values[span.exit].shape for piece in truth.batches()])
+
+            def made(piece: Piece, at: Iterator[tuple[int, ...]] = shapes) -> Floats:
+                return self.walk.applied(piece, jump.asked, solution, next(at))
+
+            tape.put(span.exit, made)
+            tape.reach(stop.live)
+        self._jump = None
+
+    def _refit(self, stop: Stop, original: Pair) -> Solution | None:
+        """The sum's linear operation solved again, None where it stays as it is."""
+        weight, linear = self.recipe.healing.refit, stop.linear
+        known = self._known(stop.value)
+        if linear is None or weight is None or (self.recipe.known is not None and known is None):
+            return None
+        span = self._place(stop)
+        asked = problem(self.walk.task.plain, "refit", span, linear)
+        for tape in self._tapes or ():
+            tape.reach([linear.u, linear.residual])
+        solution, held = self._solve(asked, original, stop, weight)
+        assert solution is not None
+        moments = held.moments("y", weight)
+        W, b = self.walk.weights(linear)
+        before, variance = moments.error(W, b), self.walk.variance(stop, original.select) or 1.0
+        after = moments.error(solution.W, solution.b)
+        is_kept = before > NEGLIGIBLE * variance and after <= (1 - WORTHWHILE) * before
+        if known is None and not is_kept:
+            return None
+        error = held.moments("y").error(solution.W, solution.b) / variance
+        error = error if known is None else known.predicted_error
+        self.done.append(Replacement(span, solution, error, "refit", linear))
+        return solution
+
+    def _place(self, stop: Stop) -> Span:
+        """The sum at a stop as a span of no length."""
+        value = self.walk.task.plain.graph.value(stop.value)
+        like = self.recipe.wishes[0].span
+        width = self.walk.weights(stop.linear)[0].shape[1] if stop.linear else 0
+        return Span(
+            stream=stop.stream,
+            start=stop.cut,
+            stop=stop.cut,
+            entry=stop.value,
+            exit=stop.value,
+            channel_axis=stop.channel_axis,
+            rank=stop.rank,
+            dtype=value.dtype or like.dtype,
+            name=stop.value,
+            blocks=0.0,
+            removed=frozenset(),
+            side_inputs=(),
+            width=width,
+        )
+
+    def _solve(
+        self, asked: Problem, original: Pair, stop: Stop, emphasis: float
+    ) -> tuple[Solution, Equations]:
+        """The solution and the equations of the select split, which chose its ridge.
+
+        Where the ridge is known it is solved on both splits together.
+        """
+        assert self._tapes is not None
+        fit, held = (
+            self.walk.equations(tape, truth, asked, stop.picked)
+            for tape, truth in zip(self._tapes, original, strict=True)
+        )
+        known = self._known(stop.value)
+        if known is not None and known.solution is not None:
+            both = fit.merged(held).moments("y", emphasis)
+            return solve(both, [known.solution.ridge], asked.prior)[0], held
+        unseen = held.moments("y", emphasis)
+        return solve_held_out(fit.moments("y", emphasis), unseen, asked.prior), held
+
+    def _known(self, exit_: str) -> Replacement | None:
+        return None if self.recipe.known is None else self.recipe.known.get(exit_)
+
+
+@dataclass(frozen=True, eq=False)
+class _Jump:
+    """A span being jumped over, and what its surrogate is made of."""
+
+    span: Span
+    form: Form
+    linear: Linear | None
+    asked: Problem
+
+    @classmethod
+    def of(cls, model: OnnxModel, wish: Wish, linear: Linear | None) -> _Jump:
+        form: Form = "affine" if wish.form == "identity" else wish.form
+        return cls(wish.span, wish.form, linear, problem(model, form, wish.span, linear))
+
+    @property
+    def reads(self) -> list[str]:
+        given = [self.asked.given.value] if self.asked.given else []
+        return [feature.value for feature in self.asked.features] + given
+
+    def gone(self, model: OnnxModel) -> set[str]:
+        """Values that nothing makes any more."""
+        return {n for index in self.span.removed for n in model.graph.nodes[index].outputs}
