@@ -122,32 +122,6 @@ class Moments:
             yy.product * scale,
         )
 
-    def part(self, columns: NDArray[np.int64], given: NDArray[np.int64] | None = None) -> Moments:
-        """Moments of some columns of x and of y - x[given], indices (p,) and (d,) into x."""
-        x, Cxx = self.mean_x[columns], self.Cxx[np.ix_(columns, columns)]
-        if given is None:
-            return Moments(self.rows, x, self.mean_y, Cxx, self.Cxy[columns], self.Cyy)
-        beside = self.Cxy[given]
-        return Moments(
-            self.rows,
-            x,
-            self.mean_y - self.mean_x[given],
-            Cxx,
-            self.Cxy[columns] - self.Cxx[np.ix_(columns, given)],
-            self.Cyy - beside - beside.T + self.Cxx[np.ix_(given, given)],
-        )
-
-    def about_zero(self) -> Moments:
-        """Moments about zero instead of the means: for a map that has no b."""
-        return Moments(
-            self.rows,
-            np.zeros_like(self.mean_x),
-            np.zeros_like(self.mean_y),
-            self.Cxx + np.outer(self.mean_x, self.mean_x),
-            self.Cxy + np.outer(self.mean_x, self.mean_y),
-            self.Cyy + np.outer(self.mean_y, self.mean_y),
-        )
-
     @property
     def variance(self) -> float:
         """tr(Cyy): what the best constant leaves unexplained."""

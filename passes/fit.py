@@ -18,15 +18,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..calibration.equations import Equations
-from ..calibration.features import Feature, as_rows, from_rows, rows_of
-from ..calibration.masks import row_weights
-from ..calibration.moments import Array, Centred, CoMoment
+from ..calibration.features import Feature
+from ..calibration.moments import Array
 from ..calibration.solve import Solution, solve, solve_held_out
 from ..calibration.tape import Piece, Pieces, Tape
 from ..ir.onnx_file import OnnxModel
 from ..ir.onnx_linear import Linear, matrix, offset
 from ..ir.spans import Span
 from .replacement import Replacement
+from .rows import Rows
 from .stops import Stop
 from .surrogates import FOLDED, Form, Problem, linear_input, problem
 from .task import Task
@@ -89,14 +89,14 @@ class Fitted:
             tape.close()
 
 
-class Walk:
+class Walk(Rows):
     """Walks of one task's model over its fit and select splits; sessions are shared by all."""
 
     def __init__(self, task: Task, stops: Sequence[Stop]) -> None:
-        self.task, self.stops = task, tuple(stops)
+        super().__init__(task)
+        self.stops = tuple(stops)
         self.pieces = Pieces(task.plain, task.runtime)
         self._weights: dict[str, tuple[Array, Array]] = {}
-        self._variances: dict[str, float] = {}
 
     def tape(self, samples: NDArray[np.int64]) -> Tape:
         """A new tape over some samples, at the model's inputs."""
@@ -156,80 +156,6 @@ class Walk:
             W = matrix(self.task.plain, linear)
             self._weights[linear.value] = W, offset(self.task.plain, linear, W.shape[1])
         return self._weights[linear.value]
-
-    def equations(
-        self, tape: Tape, truth: Tape, asked: Problem, picked: Sequence[int]
-    ) -> Equations:
-        """Normal equations of a problem: regressors from one tape, the target "y" from another."""
-        found = Equations(["y"])
-        axis = asked.target.channel_axis
-        for now, then in zip(tape.batches(), truth.batches(), strict=True):
-            value = then.real(asked.target.value)
-            x, given = self.columns(asked, now, real=True)
-            y = as_rows(value, axis)
-            y = y if given is None else y - given
-            weights = self.padding(now, value.shape, axis)
-            found.add(x, [y], weights, picked_rows(picked, value.shape, axis))
-        return found
-
-    def variance(self, stop: Stop, truth: Tape) -> float:
-        """Trace of the covariance of the original's value at a stop, padding apart."""
-        if stop.value not in self._variances:
-            total: CoMoment | None = None
-            for piece in truth.batches():
-                value = piece.real(stop.value)
-                weights = self.padding(piece, value.shape, stop.channel_axis)
-                rows = Centred.of(as_rows(value, stop.channel_axis), weights)
-                part = CoMoment.of(rows, rows)
-                total = part if total is None else total
-                if total is not part:
-                    total.absorb(part)
-            assert total is not None
-            self._variances[stop.value] = float(np.trace(total.product)) / total.weight
-        return self._variances[stop.value]
-
-    def columns(self, asked: Problem, piece: Piece, *, real: bool) -> tuple[Floats, Floats | None]:
-        """Regressors (rows, p) of a problem and what is given beside them (rows, d).
-
-        `real`: without the rows that only fill up a fixed batch.
-        """
-        take = piece.real if real else piece.values.__getitem__
-        mask = self.task.padding(piece.feeds)
-        mask = mask[: len(piece.samples)] if mask is not None and real else mask
-        parts = [rows_of(feature, take(feature.value), mask) for feature in asked.features]
-        x = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
-        given = asked.given
-        return x, None if given is None else rows_of(given, take(given.value), mask)
-
-    def applied(
-        self, piece: Piece, asked: Problem, solution: Solution, shape: tuple[int, ...]
-    ) -> Floats:
-        """What a solved problem makes of a batch, as an array of that shape."""
-        x, given = self.columns(asked, piece, real=False)
-        W, b = solution.W.astype(np.float32), solution.b.astype(np.float32)
-        rows: Floats = x.astype(np.float32) @ W + b
-        rows = rows if given is None else rows + given
-        return from_rows(rows, shape, asked.target.channel_axis).astype(x.dtype)
-
-    def padding(self, piece: Piece, shape: tuple[int, ...], channel_axis: int) -> Array | None:
-        """Weights (rows,) of a value without filling, 0 for padding."""
-        mask = self.task.padding(piece.feeds)
-        if mask is None:
-            return None
-        return row_weights(mask[: len(piece.samples)], shape, channel_axis)
-
-
-def picked_rows(
-    positions: Sequence[int], shape: tuple[int, ...], channel_axis: int
-) -> NDArray[np.bool_] | None:
-    """Which rows (n,) of a value stand at the given positions of axis 1; None for no positions."""
-    axes = list(shape)
-    del axes[channel_axis]
-    if not positions or len(axes) < 2:
-        return None
-    picked = np.zeros(axes, bool)
-    picked[:, list(positions)] = True
-    return picked.reshape(-1)
 
 
 class _Walker:

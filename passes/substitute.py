@@ -33,16 +33,22 @@ class Substitute(Pass):
     def run(self, model: OnnxModel) -> PassResult:
         delta = Delta(metadata=self.metadata)
         notes = [_provenance(replacement) for replacement in self.replacements]
+        rewired = {
+            r.span.exit: r.span.entry
+            for r in self.replacements
+            if r.solution is None
+            and r.span.exit not in model.graph.outputs
+            and not is_captured(model, r.span.exit)
+        }
         for replacement, note in zip(self.replacements, notes, strict=True):
             span = replacement.span
-            if (
-                replacement.solution is None
-                and span.exit not in model.graph.outputs
-                and not is_captured(model, span.exit)
-            ):
+            if span.exit in rewired:
                 rewire(model, delta, span.exit, span.entry)
             else:
-                insert(model, delta, span.exit, replacement.nodes(model), note)
+                nodes = replacement.nodes(model)
+                for tensor in (tensor for node in nodes for tensor in node.inputs):
+                    tensor.name = rewired.get(tensor.name, tensor.name)
+                insert(model, delta, span.exit, nodes, note)
         if notes and model.proto.ir_version < FIRST_IR_WITH_NODE_METADATA:
             delta.metadata["blockfold.spans"] = json.dumps(notes)
         changes = tuple(

@@ -11,7 +11,8 @@ import onnx
 import pytest
 
 from blockfold.ir.errors import BadInput
-from blockfold.passes.plan import read_plan
+from blockfold.ir.onnx_file import read
+from blockfold.passes.plan import read_plan, replacements_of
 from blockfold.tests.networks import (
     TOKENS,
     Arrays,
@@ -202,3 +203,44 @@ def test_a_plan_says_what_it_rests_on(written: Written) -> None:
     assert plan.verdict.drop == 0
     assert plan.verdict.chance is not None
     assert plan.verdict.chance > 0.8
+
+
+@pytest.fixture(scope="module")
+def repaired(tmp_path_factory: pytest.TempPathFactory) -> Written:
+    """A network whose blocks all matter, so that what follows a removed one is solved again."""
+    model = residual_mlp(5, seed=1)
+    folder = tmp_path_factory.mktemp("repaired")
+    data = labelled(model, ROWS)
+    api.optimize(model, data, remove=1, **CAREFUL).save(folder / "out.onnx")
+    return Written(model, data, folder / "out.onnx")
+
+
+def test_refits_are_part_of_the_plan_and_replay(repaired: Written) -> None:
+    plan, tensors = read_plan(repaired.plan)
+    assert plan.refits
+    assert all(refit.folds == refit.exit and refit.blocks == 0 for refit in plan.refits)
+    assert len(tensors) == 2 * (
+        len(plan.refits) + sum(d.surrogate != "identity" for d in plan.decisions)
+    )
+    assert api.apply(repaired.model, repaired.plan).model.serialized() == repaired.path.read_bytes()
+
+
+def test_a_plan_that_folds_what_no_linear_operation_feeds_is_refused(repaired: Written) -> None:
+    plan, tensors = read_plan(repaired.plan)
+    wrong = plan.refits[0].model_copy(update={"folds": "pooled"})
+    changed = plan.model_copy(update={"refits": (wrong, *plan.refits[1:])})
+    with pytest.raises(BadInput, match="the plan folds 'pooled', which no linear operation"):
+        replacements_of(read(repaired.model), changed, tensors)
+
+
+def test_an_edited_plan_may_ask_for_another_form(repaired: Written, tmp_path: Path) -> None:
+    content = json.loads(repaired.plan.read_bytes())
+    decision = content["decisions"][0]
+    decision["surrogate"] = "affine" if decision["surrogate"] != "affine" else "identity"
+    path = tmp_path / "edited.plan.json"
+    path.write_text(json.dumps(content))
+    tensors = repaired.plan.with_suffix(".safetensors")
+    path.with_suffix(".safetensors").write_bytes(tensors.read_bytes())
+    applied = api.apply(repaired.model, path, repaired.data, **CAREFUL)
+    assert applied.plan.decisions[0].surrogate == decision["surrogate"]
+    assert applied.plan.refits
