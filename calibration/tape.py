@@ -86,10 +86,6 @@ class Tape:
         self._batch = pieces.fixed_batch or batch
         self._held: dict[str, _Strip] = {}
 
-    @property
-    def held(self) -> frozenset[str]:
-        return frozenset(self._held)
-
     def fork(self) -> Tape:
         """Another tape at the same place; what is held is shared until either moves on."""
         other = Tape(self._pieces, self._data, self.samples, self._batch)

@@ -111,7 +111,7 @@ def mixes(task: Task, pieces: Pieces, span: Span) -> bool:
     tape = Walk(task, ()).tape(batch.samples)
     tape.reach([span.entry])
     (piece,) = tape.batches()
-    entry = np.array(np.moveaxis(piece.values[span.entry], span.channel_axis, -1))
+    entry = np.array(np.moveaxis(piece.values[span.entry], span.channel_axis, -1), order="C")
     if entry.ndim < 3:
         return False
     mask = task.padding(piece.feeds)

@@ -18,6 +18,7 @@ from .pipeline import Switches, rewrite
 from .plan import Decision, Plan, replacements_of, tensor_bytes, tensors_of
 from .score import anatomies, observe
 from .stops import find_stops
+from .surrogates import FOLDED
 from .task import Task
 
 
@@ -51,6 +52,8 @@ def resolve(task: Task, plan: Plan) -> tuple[PassResult, Plan, bytes]:
     forms = [decision.surrogate for decision in plan.decisions]
     wishes = tuple(Wish(span, form) for span, form in zip(spans, forms, strict=True))
     walk = Walk(task, find_stops(task, list(streams.values()), observed))
+    for wish in wishes:
+        _require_form(wish, walk)
     (fitted,) = walk([Recipe(wishes, plan.healing)]) if wishes else [None]
     replacements = walk.solved_on_both(fitted) if fitted else ()
     tensors = tensor_bytes(tensors_of(replacements))
@@ -80,6 +83,24 @@ def _prove_again(
             raise BadInput(f"the plan's {decision.name!r} touches another of its spans; join them")
         spans.append(replace(proved, name=decision.name))
     return spans
+
+
+def _require_form(wish: Wish, walk: Walk) -> None:
+    """BadInput where a span cannot have the form of surrogate that an edited plan asks for."""
+    span, form = wish.span, wish.form
+    begin = span.stream, span.start
+    is_fed = any(stop.linear and (stop.stream, stop.cut) == begin for stop in walk.stops)
+    if form == "refit":
+        why = "a refit stands for no span"
+    elif form in FOLDED and not is_fed:
+        why = "no linear operation feeds its entry"
+    elif form == "conv" and not span.is_map:
+        why = "its ends are no feature maps"
+    elif form == "affine + context" and span.rank < 3:
+        why = "its samples have a single row each"
+    else:
+        return
+    raise BadInput(f"the plan's {span.name!r} cannot be {form!r}: {why}; choose another surrogate")
 
 
 def _require_same(decision: Decision, proved: Span) -> None:

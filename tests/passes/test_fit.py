@@ -220,3 +220,17 @@ def test_attention_without_a_mask_mixes() -> None:
     model = net.model({"x": (FLOAT, ("batch", TOKENS, D))}, LOGITS)
     with walking(model, samples(model, 40)) as (task, walk, spans):
         assert mixes(task, walk.pieces, spans["blocks.1"])
+
+
+def test_maps_gated_by_their_own_mean_mix() -> None:
+    net = Net()
+    h = net.node("Relu", net.conv("x", 3, D))
+    for i in range(2):
+        net.scope = f"/blocks.{i}"
+        mean = net.node("ReduceMean", h, axes=[2, 3], keepdims=1)
+        gate = net.node("Sigmoid", net.conv(mean, D, D, kernel=1))
+        h = net.node("Add", h, net.node("Mul", net.conv(h, D, D), gate), out=f"h{i}")
+    net.head(h, D, axes=(2, 3))
+    model = net.model({"x": (FLOAT, ("batch", 3, 6, 6))}, LOGITS)
+    with walking(model, samples(model, 40)) as (task, walk, spans):
+        assert mixes(task, walk.pieces, spans["blocks.1"])

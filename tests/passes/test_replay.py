@@ -244,3 +244,18 @@ def test_an_edited_plan_may_ask_for_another_form(repaired: Written, tmp_path: Pa
     applied = api.apply(repaired.model, path, repaired.data, **CAREFUL)
     assert applied.plan.decisions[0].surrogate == decision["surrogate"]
     assert applied.plan.refits
+
+
+@pytest.mark.parametrize(
+    ("form", "why"),
+    [
+        ("refit", "a refit stands for no span"),
+        ("conv", "its ends are no feature maps"),
+        ("folded", "no linear operation feeds its entry"),
+    ],
+)
+def test_a_form_that_a_span_cannot_have_is_refused(form: str, why: str, tmp_path: Path) -> None:
+    made = write(residual_mlp(3, affine=(0,)), tmp_path)
+    path = edited(made, tmp_path, surrogate=form)
+    with pytest.raises(BadInput, match=f"'blocks.0' cannot be '{form}': {why}"):
+        api.apply(made.model, path, made.data, **CAREFUL)
