@@ -20,7 +20,7 @@ from .replacement import Replacement
 
 
 class Substitute(Pass):
-    """Make all `replacements`; `metadata` is recorded in the model."""
+    """Make all `replacements`, in the order of the graph; `metadata` is recorded in the model."""
 
     name: ClassVar[str] = "substitute"
 
@@ -32,15 +32,17 @@ class Substitute(Pass):
 
     def run(self, model: OnnxModel) -> PassResult:
         delta = Delta(metadata=self.metadata)
-        notes = [_provenance(replacement) for replacement in self.replacements]
+        producer = model.graph.producer
+        ordered = sorted(self.replacements, key=lambda made: producer[made.span.exit].index)
+        notes = [_provenance(replacement) for replacement in ordered]
         rewired = {
             r.span.exit: r.span.entry
-            for r in self.replacements
+            for r in ordered
             if r.solution is None
             and r.span.exit not in model.graph.outputs
             and not is_captured(model, r.span.exit)
         }
-        for replacement, note in zip(self.replacements, notes, strict=True):
+        for replacement, note in zip(ordered, notes, strict=True):
             span = replacement.span
             if span.exit in rewired:
                 rewire(model, delta, span.exit, span.entry)
@@ -53,7 +55,7 @@ class Substitute(Pass):
             delta.metadata["blockfold.spans"] = json.dumps(notes)
         changes = tuple(
             f"{r.span.name}: {r.surrogate} from {r.span.entry!r} to {r.span.exit!r}"
-            for r in self.replacements
+            for r in ordered
         )
         return PassResult(apply(model, delta), changes)
 

@@ -86,6 +86,16 @@ def in_block(names: Sequence[str], block: int) -> list[str]:
     return [name for name in names if name.startswith(f"/blocks.{block}/")]
 
 
+def test_the_order_of_the_replacements_does_not_matter() -> None:
+    """A plan lists refits after its other decisions; the file must not show it."""
+    source = read(residual_mlp(4, affine=(0, 2)))
+    made = [
+        Replacement(find_span(source, at, at + 1), exact(source.proto, at), 0.0) for at in (0, 2)
+    ]
+    one, other = (Substitute(order)(source).model for order in (made, made[::-1]))
+    assert one.serialized() == other.serialized()
+
+
 @pytest.mark.parametrize("ir", [8, 10])
 def test_a_planted_block_is_replaced_by_its_exact_map(ir: int) -> None:
     model = residual_mlp(3, affine=(1,), ir=ir)
