@@ -14,6 +14,7 @@ import tempfile
 import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +26,15 @@ from ..ir.errors import BadInput
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """`feeds[name]` has shape (rows, ...); `samples` (rows,) says which samples the rows are."""
+    """`samples` (rows,) says which samples the rows are; they are read when first asked for."""
 
-    feeds: dict[str, NDArray[Any]]
+    columns: Sequence[Column]
     samples: NDArray[np.int64]
+
+    @cached_property
+    def feeds(self) -> dict[str, NDArray[Any]]:
+        """Per input an array (rows, ...)."""
+        return {column.name: column.take(self.samples) for column in self.columns}
 
 
 @dataclass(frozen=True)
@@ -176,7 +182,7 @@ class Dataset:
         for alike in np.split(chosen, breaks):
             for at in range(0, len(alike), size):
                 rows = alike[at : at + size]
-                yield Batch({column.name: column.take(rows) for column in self._columns}, rows)
+                yield Batch(self._columns, rows)
 
     def median_dims(self) -> dict[str, tuple[int, ...]]:
         """Per input, the (lower) median length over the samples of every axis after the first."""

@@ -99,8 +99,7 @@ class Centred:
 class Moments:
     """All second moments of a pair (x, y), divided by the sum of weights.
 
-    Cxx (dx, dx), Cxy (dx, dy), Cyy (dy, dy), mean_x (dx,), mean_y (dy,). Cyy may be given by its
-    diagonal only where no more is needed.
+    Cxx (dx, dx), Cxy (dx, dy), Cyy (dy, dy), mean_x (dx,), mean_y (dy,).
     """
 
     rows: int
@@ -120,6 +119,29 @@ class Moments:
             xx.product * scale,
             xy.product * scale,
             yy.product * scale,
+        )
+
+    def about_zero(self) -> Moments:
+        """The moments about zero instead of the means: what a map without a bias is solved on."""
+        x, y = self.mean_x, self.mean_y
+        return Moments(
+            self.rows,
+            np.zeros_like(x),
+            np.zeros_like(y),
+            self.Cxx + np.outer(x, x),
+            self.Cxy + np.outer(x, y),
+            self.Cyy + np.outer(y, y),
+        )
+
+    def through(self, W: Array, b: Array) -> Moments:
+        """The moments of x W + b and y."""
+        return Moments(
+            self.rows,
+            self.mean_x @ W + b,
+            self.mean_y,
+            W.T @ self.Cxx @ W,
+            W.T @ self.Cxy,
+            self.Cyy,
         )
 
     @property

@@ -8,6 +8,7 @@ import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -158,17 +159,25 @@ class Runner:
 
     `outputs` are the model's own outputs; calling the runner returns these and the taps by name.
     Where the model fixes its batch at `fixed_batch`, fewer rows are padded with copies of the last
-    and what they give is cut off again.
+    and what they give is cut off again. Sessions that are `pooled` share their working memory: many
+    pieces of a model then need no more of it than the largest; to be timed, a session has its own.
     """
 
-    def __init__(self, model: OnnxModel, runtime: Runtime, taps: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        model: OnnxModel,
+        runtime: Runtime,
+        taps: Sequence[str] = (),
+        *,
+        pooled: bool = False,
+    ) -> None:
         self.inputs = model.graph.inputs
         self.outputs = model.graph.outputs
         self.fixed_batch = fixed_batch(model)
         self._echoed = [name for name in taps if name in model.graph.inputs]
         inner = [name for name in taps if name not in self._echoed]
         self._wanted = list(dict.fromkeys([*self.outputs, *inner]))
-        self._session = _open_session(model, runtime, self._wanted[len(self.outputs) :])
+        self._session = _open_session(model, runtime, self._wanted[len(self.outputs) :], pooled)
 
     def __call__(self, feeds: Feeds) -> dict[str, np.ndarray]:
         """Run one batch: arrays (rows, ...) in, arrays by value name out.
@@ -207,7 +216,7 @@ def fixed_batch(model: OnnxModel) -> int | None:
 
 
 def _open_session(
-    model: OnnxModel, runtime: Runtime, taps: Sequence[str]
+    model: OnnxModel, runtime: Runtime, taps: Sequence[str], pooled: bool
 ) -> onnxruntime.InferenceSession:
     ort = load()
     options = ort.SessionOptions()
@@ -216,6 +225,9 @@ def _open_session(
     options.add_session_config_entry(
         "session.model_external_initializers_file_folder_path", str(model.folder.resolve())
     )
+    if pooled:
+        _open_pool()
+        options.add_session_config_entry("session.use_env_allocators", "1")
     # Threads that spin after a run would slow whatever model is timed next.
     options.add_session_config_entry("session.force_spinning_stop", "1")
     content = model.serialized()
@@ -237,6 +249,15 @@ def _open_session(
     if session.get_providers()[0] != runtime.provider:
         raise BadInput(f"{runtime.provider} could not be used for this model; take --provider cpu")
     return session
+
+
+@cache
+def _open_pool() -> None:
+    """Make the memory on the CPU that all pooled sessions of this process share."""
+    ort = load()
+    kind = ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR
+    info = ort.OrtMemoryInfo("Cpu", kind, 0, ort.OrtMemType.DEFAULT)
+    ort.create_and_register_allocator(info, None)
 
 
 def pad_rows(array: np.ndarray, rows: int) -> np.ndarray:

@@ -6,7 +6,8 @@
 
 One eigendecomposition of Cxx gives W for every lambda; no inverse is ever formed. As lambda grows
 the map becomes W0: the identity for a map of the stream, so that dropping a block and replacing it
-are one family; the weight that is there for a linear operation that is solved again.
+are one family; the weight that is there for a linear operation that is solved again. With lambda 0
+it is plain least squares, and W has no part where x has no variance.
 """
 
 from __future__ import annotations
@@ -38,18 +39,35 @@ class Solution:
     condition: float
 
 
+@dataclass(frozen=True)
+class Spectrum:
+    """Eigenvalues (dx,), ascending and not below zero, and eigenvectors (dx, dx) of Cxx."""
+
+    values: Array
+    vectors: Array
+
+    @classmethod
+    def of(cls, moments: Moments) -> Spectrum:
+        values, vectors = np.linalg.eigh(moments.Cxx)
+        return cls(np.maximum(values, 0.0), vectors)
+
+
 def solve(
-    moments: Moments, ridges: Sequence[float] = RIDGES, prior: Array | None = None
+    moments: Moments,
+    ridges: Sequence[float] = RIDGES,
+    prior: Array | None = None,
+    spectrum: Spectrum | None = None,
 ) -> list[Solution]:
     """One Solution per ridge. W0 = `prior` (dx, dy), the identity where None.
 
-    Raises ValueError where there is no prior and x and y differ in width.
+    `spectrum` is that of Cxx, where it is known. Raises ValueError where there is no prior and x
+    and y differ in width.
     """
     d, out = moments.Cxy.shape
     if prior is None and d != out:
         raise ValueError(f"the prior is the identity, but x has {d} channels and y {out}")
-    values, vectors = np.linalg.eigh(moments.Cxx)
-    values = np.maximum(values, 0.0)
+    spectrum = spectrum or Spectrum.of(moments)
+    values, vectors = spectrum.values, spectrum.vectors
     largest = float(values[-1])
     rank = int(np.count_nonzero(values > RANK_TOLERANCE * largest))
     smallest = float(values[d - rank]) if rank else 0.0
@@ -60,12 +78,21 @@ def solve(
     found = []
     for ridge in ridges:
         pull = ridge * unit
-        W = vectors @ ((projected + pull * kept) / (values + pull)[:, None])
+        told = values > RANK_TOLERANCE * largest if ridge == 0.0 else np.full(d, True)
+        scale = np.where(told, values + pull, np.inf)
+        W = vectors @ ((projected + pull * kept) / scale[:, None])
         b = moments.mean_y - moments.mean_x @ W
         found.append(Solution(W, b, ridge, moments.rows, rank, condition))
     return found
 
 
-def solve_held_out(fit: Moments, held: Moments, prior: Array | None = None) -> Solution:
+def solve_held_out(
+    fit: Moments,
+    held: Moments,
+    prior: Array | None = None,
+    ridges: Sequence[float] = RIDGES,
+    spectrum: Spectrum | None = None,
+) -> Solution:
     """Solve on `fit` with the ridge of least error on `held`; the smaller ridge where equal."""
-    return min(solve(fit, prior=prior), key=lambda solution: held.error(solution.W, solution.b))
+    found = solve(fit, ridges, prior, spectrum)
+    return min(found, key=lambda solution: held.error(solution.W, solution.b))

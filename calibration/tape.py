@@ -1,25 +1,32 @@
 """Tapes: run a model forward over the data piece by piece, holding only where it stands.
 
-A tape holds some values of every batch on disk. To reach values further on, only the nodes between
-are run. Walking through a whole model so costs one plain pass, however often it stops, and the
-memory of one batch; a value that is put in place of another is what the rest then runs on.
+A tape holds some values of every batch, on disk beyond a fixed amount of memory. To reach values
+further on, only the nodes between are run. Walking through a whole model so costs one plain pass,
+however often it stops; a value that is put in place of another is what the rest then runs on.
 """
 
 from __future__ import annotations
 
+import math
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..ir.onnx_extract import extract
 from ..ir.onnx_file import OnnxModel
-from .data import Dataset, Spool
+from .data import Batch, Dataset, Spool
 from .runtime import Feeds, Runner, Runtime, cut_rows, fixed_batch, pad_rows
 
 Samples = NDArray[np.int64]
 Floats = NDArray[np.floating]
+
+
+IN_MEMORY_BYTES = 256 * 2**20
+"""What the tapes of a model may hold in memory before they go to disk."""
 
 
 class Pieces:
@@ -28,6 +35,7 @@ class Pieces:
     def __init__(self, model: OnnxModel, runtime: Runtime) -> None:
         self.model, self.runtime = model, runtime
         self.fixed_batch = fixed_batch(model)
+        self.room = _Room(IN_MEMORY_BYTES)
         self._open: dict[tuple[frozenset[str], tuple[str, ...]], Runner] = {}
 
     def run(self, given: Feeds, feeds: Feeds, wanted: Sequence[str]) -> dict[str, np.ndarray]:
@@ -42,17 +50,27 @@ class Pieces:
 
     def open(self, given: Iterable[str], wanted: Sequence[str]) -> Runner:
         """A session of the nodes between, for the caller alone."""
-        return Runner(extract(self.model, given, wanted), self.runtime)
+        return Runner(extract(self.model, given, wanted), self.runtime, pooled=True)
 
 
 @dataclass(frozen=True)
 class Piece:
-    """Values of one batch. Where the model fixes its batch, `rows` of `size` are no padding."""
+    """Values of one batch. Where the model fixes its batch, that many rows are `size`, filling and
+    all.
+    """
 
     values: Mapping[str, Floats]
-    feeds: Feeds
-    samples: Samples
+    batch: Batch
     size: int
+
+    @property
+    def samples(self) -> Samples:
+        return self.batch.samples
+
+    @cached_property
+    def feeds(self) -> Feeds:
+        """The model's inputs, filled up where the model fixes its batch."""
+        return {name: pad_rows(array, self.size) for name, array in self.batch.feeds.items()}
 
     def real(self, name: str) -> Floats:
         """A value without the rows that only fill up a fixed batch."""
@@ -60,22 +78,58 @@ class Piece:
 
 
 class _Strip:
-    """One value of every batch, on disk."""
+    """One value of every batch, in memory while all strips of a model find room there."""
 
-    def __init__(self) -> None:
-        self._spool = Spool()
-        self.arrays: list[Floats] = []
-
-    def close(self) -> None:
-        self.arrays.clear()
-        self._spool.close()
+    def __init__(self, room: _Room) -> None:
+        self._room, self._spool = room, Spool()
+        self._arrays: list[Floats | tuple[int, np.dtype[np.floating], tuple[int, ...]]] = []
+        self._mapped: NDArray[np.uint8] | None = None
+        self._finalizer: weakref.finalize[..., _Strip] | None = None
+        self._taken = 0
 
     def append(self, array: Floats) -> None:
-        if array.size:
-            name = str(len(self.arrays))
-            self._spool.write(name, np.ascontiguousarray(array).reshape(-1))
-            array = np.memmap(self._spool.path(name), array.dtype, "r", shape=array.shape)
-        self.arrays.append(array)
+        if self._room.take(array.nbytes):
+            self._taken += array.nbytes
+            if self._finalizer is not None:
+                self._finalizer.detach()
+            self._finalizer = weakref.finalize(self, self._room.give, self._taken)
+            self._arrays.append(array)
+        else:
+            self._arrays.append((self._spool.bytes, array.dtype, array.shape))
+            self._spool.write("values", np.ascontiguousarray(array).reshape(-1))
+
+    def __getitem__(self, at: int) -> Floats:
+        found = self._arrays[at]
+        if not isinstance(found, tuple):
+            return found
+        begin, dtype, shape = found
+        if self._mapped is None:
+            self._mapped = np.asarray(np.memmap(self._spool.path("values"), np.uint8, "r"))
+        nbytes = math.prod(shape) * dtype.itemsize
+        return self._mapped[begin : begin + nbytes].view(dtype).reshape(shape)
+
+    def close(self) -> None:
+        self._arrays.clear()
+        self._mapped = None
+        self._spool.close()
+        if self._finalizer is not None:
+            self._finalizer()
+
+
+class _Room:
+    """Memory that all tapes of a model share."""
+
+    def __init__(self, nbytes: int) -> None:
+        self.left = nbytes
+
+    def take(self, nbytes: int) -> bool:
+        if nbytes > self.left:
+            return False
+        self.left -= nbytes
+        return True
+
+    def give(self, nbytes: int) -> None:
+        self.left += nbytes
 
 
 class Tape:
@@ -96,10 +150,8 @@ class Tape:
         """What is held, batch by batch."""
         fixed = self._pieces.fixed_batch
         for at, batch in enumerate(self._data.batches(self.samples, self._batch)):
-            size = fixed or len(batch.samples)
-            feeds = {name: pad_rows(array, size) for name, array in batch.feeds.items()}
-            values = {name: strip.arrays[at] for name, strip in self._held.items()}
-            yield Piece(values, feeds, batch.samples, size)
+            values = {name: strip[at] for name, strip in self._held.items()}
+            yield Piece(values, batch, fixed or len(batch.samples))
 
     def real(self, name: str) -> Iterator[Floats]:
         """A value held, batch by batch, without what only fills up a fixed batch."""
@@ -109,7 +161,7 @@ class Tape:
         """Run on to the wanted values and hold them too."""
         new = [name for name in dict.fromkeys(wanted) if name not in self._held]
         if new:
-            strips = {name: _Strip() for name in new}
+            strips = {name: _Strip(self._pieces.room) for name in new}
             for piece in self.batches():
                 found = self._pieces.run(piece.values, piece.feeds, new)
                 for name, strip in strips.items():
@@ -118,7 +170,7 @@ class Tape:
 
     def put(self, name: str, made: Callable[[Piece], Floats]) -> None:
         """Hold, under that name, what a function makes of every batch."""
-        strip = _Strip()
+        strip = _Strip(self._pieces.room)
         for piece in self.batches():
             strip.append(made(piece))
         self._held[name] = strip

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from ..calibration.quality import Scores
 from ..ir.errors import BadInput
-from .costs import CostModel
-from .replacement import Replacement
 from .trial import Trial
 from .verify import Forecast
 
 DEFAULT_MAX_DROP = 0.01
 WORTH_CONFIRMING = 0.25
-ENOUGH_CHANCE = 0.9
+ENOUGH_CHANCE = 0.8
 LEAST_CHANCE = 0.5
 """How likely a plan must keep the promise on fresh samples: to be looked at again; to be taken
 before slower ones are looked at; to be taken at all.
 """
+
+
+Confirmed = tuple[Trial, Forecast] | None
 
 
 @dataclass(frozen=True)
@@ -71,11 +73,24 @@ class Budget:
             and (self.max_size_bytes is None or trial.size_bytes <= self.max_size_bytes)
         )
 
-    def gain(self, replacements: Sequence[Replacement], costs: CostModel) -> float:
-        """What the search is to have more of: time saved, or blocks where these are counted."""
-        if self.remove is not None and self.speedup is None:
-            return sum(replacement.span.blocks for replacement in replacements) or 1e-9
-        return sum(map(costs.saved_ms, replacements))
+    def confirmed(
+        self, trials: Sequence[Trial], foretell: Callable[[Scores], Forecast]
+    ) -> Confirmed:
+        """The first of the ranked trials that the fit split confirms, else the likeliest.
+
+        The best of many on select is partly the luckiest. The fit split gave the maps but chose
+        nothing, so it must say so too, by itself and together with select; the worse forecast
+        counts.
+        """
+        found: list[tuple[Trial, Forecast]] = []
+        for trial in self.ranked(trials):
+            both = trial.fresh, trial.scores.joined(trial.fresh)
+            expected = min(map(foretell, both), key=lambda forecast: forecast.chance)
+            found.append((trial, expected))
+            if self.allows(expected, ENOUGH_CHANCE):
+                return trial, expected
+        likely = [pair for pair in found if self.allows(pair[1], LEAST_CHANCE)]
+        return max(likely, key=lambda pair: pair[1].chance, default=None)
 
     def ranked(self, trials: Sequence[Trial]) -> list[Trial]:
         """The trials that may keep the promise and reach the targets, the one to go with first.
@@ -89,7 +104,7 @@ class Budget:
             if self.allows(trial.forecast, WORTH_CONFIRMING) and self.reached(trial)
         ]
         if self.has_target:
-            fit.sort(key=lambda trial: (trial.forecast.upper, -trial.saved_ms))
+            fit.sort(key=lambda trial: (trial.damage, -trial.saved_ms))
         else:
             fit.sort(key=lambda trial: (-trial.saved_ms, trial.forecast.upper))
         front: list[Trial] = []

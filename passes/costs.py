@@ -1,40 +1,53 @@
 """Costs: what each unit of a model takes at the profile, measured by leaving it out.
 
 Units of one kind (equal operators, equal weights) cost the same, so one of each kind is measured:
-the model as it is, without the unit, and with an affine map in the unit's place, in turns. The cost
-of any plan follows by addition; the chosen one is measured for itself in the end.
+the model as it is, without the unit, and with each kind of surrogate in its place, in turns. The
+cost of any plan follows by addition; the chosen one is measured for itself in the end.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+
+import numpy as np
 
 from ..calibration.latency import Profile, take_turns
 from ..calibration.runtime import Runner
+from ..calibration.solve import Solution
 from ..ir.blocks import Anatomy, Unit
+from ..ir.onnx_file import OnnxModel
 from ..ir.spans import Span
 from .cleanup import Cleanup
+from .layout import Layout
 from .replacement import Replacement
-from .score import Redundancy, Survey
 from .substitute import Substitute
+from .surrogates import Form, Wish, problem
 from .task import Task
+
+TIMED: tuple[Form, ...] = ("affine", "affine + context", "conv")
+"""Surrogates that are timed; folded ones cost nothing, and folding adds nothing to the others."""
+
+PRICED_AS: Mapping[Form, Form] = {
+    "affine + folded": "affine",
+    "affine + folded + context": "affine + context",
+}
 
 
 @dataclass(frozen=True)
 class Costs:
-    """Milliseconds: of the whole model, and by kind of unit of the unit and of a map in its place.
+    """Milliseconds: of the whole model, and by kind of unit of the unit and of what may replace it.
 
-    A kind is named after the first unit of it.
+    A kind is named after the first unit of it; `map_ms` goes by kind and form of surrogate.
     """
 
     model_ms: float
     unit_ms: Mapping[str, float]
-    map_ms: Mapping[str, float]
+    map_ms: Mapping[str, Mapping[str, float]]
 
 
 class CostModel:
-    """Savings of replacements, by addition."""
+    """Savings of surrogates, by addition."""
 
     def __init__(self, streams: Sequence[Anatomy], costs: Costs) -> None:
         self._costs = costs
@@ -44,23 +57,25 @@ class CostModel:
             for unit, kind in zip(stream.units, unit_kinds(stream), strict=True)
         }
 
-    def gained_ms(self, replacement: Replacement) -> float:
-        """Time that the replacement saves per run, as measured; noise can make it negative."""
-        span = replacement.span
+    @property
+    def model_ms(self) -> float:
+        return self._costs.model_ms
+
+    def gained_ms(self, wish: Wish) -> float:
+        """Time that a surrogate saves per run, as measured; noise can make it negative."""
+        span, form = wish.span, PRICED_AS.get(wish.form, wish.form)
         kinds = [self._kinds[span.stream, at] for at in range(span.start, span.stop)]
         spent = sum(self._costs.unit_ms.get(kind, 0.0) for kind in kinds)
-        if replacement.solution is not None:
-            spent -= self._costs.map_ms.get(kinds[-1], 0.0)
-        return spent
+        return spent - self._costs.map_ms.get(kinds[-1], {}).get(form, 0.0)
 
-    def saved_ms(self, replacement: Replacement) -> float:
+    def saved_ms(self, wish: Wish) -> float:
         """As `gained_ms`, but never less than a thousandth of a unit's share of the model."""
         least = 1e-3 * self._costs.model_ms / max(1, len(self._kinds))
-        return max(self.gained_ms(replacement), least)
+        return max(self.gained_ms(wish), least)
 
-    def speedup(self, replacements: Sequence[Replacement]) -> float:
+    def speedup(self, wishes: Iterable[Wish]) -> float:
         """Expected ratio of latencies, original over new."""
-        left = self._costs.model_ms - sum(map(self.saved_ms, replacements))
+        left = self._costs.model_ms - sum(map(self.saved_ms, wishes))
         return self._costs.model_ms / max(left, 1e-2 * self._costs.model_ms)
 
 
@@ -74,40 +89,64 @@ def _kind(unit: Unit) -> object:
     return tuple(sorted(node.op for node in unit.nodes)), unit.parameters
 
 
-def measure_costs(task: Task, survey: Survey, profile: Profile) -> Costs:
-    """Time the model against itself without one unit of each kind and with a map in its place."""
-    chosen = _representatives(survey)
+def measure_costs(task: Task, layout: Layout, profile: Profile) -> Costs:
+    """Time the model against itself without one unit of each kind and with surrogates in place."""
+    chosen = _representatives(layout)
+    timed = [
+        (kind, form, span)
+        for kind, span in chosen.items()
+        for form in ("identity", *TIMED)
+        if _can_be(span, form)
+    ]
     runners = [Runner(task.plain, task.runtime)]
-    for redundancy in chosen.values():
-        for solution in (None, redundancy.solution):
-            replacement = Replacement(redundancy.span, solution, 0.0)
-            model = Cleanup()(Substitute([replacement])(task.plain).model).model
-            runners.append(Runner(model, task.runtime))
+    runners += [
+        Runner(_with(task.plain, blank(task.plain, Wish(span, form))), task.runtime)
+        for _, form, span in timed
+    ]
     with task.stage("latency of units", 1) as advance:
         whole, *rest = [timing.median_ms for timing in take_turns(runners, profile)]
         advance(1)
-    without, mapped = rest[0::2], rest[1::2]
+    found = {(kind, form): ms for (kind, form, _), ms in zip(timed, rest, strict=True)}
     return Costs(
         whole,
-        {kind: max(0.0, whole - ms) for kind, ms in zip(chosen, without, strict=True)},
+        {kind: max(0.0, whole - found[kind, "identity"]) for kind in chosen},
         {
-            kind: max(0.0, with_map - ms)
-            for kind, ms, with_map in zip(chosen, without, mapped, strict=True)
+            kind: {
+                form: max(0.0, found[kind, form] - found[kind, "identity"])
+                for form in TIMED
+                if (kind, form) in found
+            }
+            for kind in chosen
         },
     )
 
 
-def _representatives(survey: Survey) -> dict[str, Redundancy]:
-    """One measured span for every kind of unit that has any."""
-    by_place = {(r.span.stream, r.span.start): r for r in survey.spans if _is_unit(r.span)}
-    found: dict[str, Redundancy] = {}
-    for stream in survey.anatomies:
+def blank(model: OnnxModel, wish: Wish) -> Replacement:
+    """A surrogate with the weights it would have if nothing were solved."""
+    if wish.form == "identity":
+        return Replacement(wish.span, None, 0.0)
+    prior = problem(model, wish.form, wish.span, None).prior
+    solution = Solution(prior, np.zeros(prior.shape[1]), 0.0, 0, 0, 0.0)
+    return Replacement(wish.span, solution, 0.0, wish.form)
+
+
+def _with(model: OnnxModel, replacement: Replacement) -> OnnxModel:
+    return Cleanup()(Substitute([replacement])(model).model).model
+
+
+def _can_be(span: Span, form: Form) -> bool:
+    if form == "conv":
+        return span.is_map
+    return form != "affine + context" or span.rank >= 3
+
+
+def _representatives(layout: Layout) -> dict[str, Span]:
+    """One span for every kind of unit that has any."""
+    by_place = {(s.stream, s.start): s for s in layout.spans if s.stop - s.start == 1}
+    found: dict[str, Span] = {}
+    for stream in layout.anatomies:
         for unit, kind in zip(stream.units, unit_kinds(stream), strict=True):
-            redundancy = by_place.get((stream.chain.source, unit.start))
-            if redundancy is not None:
-                found.setdefault(kind, redundancy)
+            span = by_place.get((stream.chain.source, unit.start))
+            if span is not None:
+                found.setdefault(kind, span)
     return found
-
-
-def _is_unit(span: Span) -> bool:
-    return span.stop - span.start == 1

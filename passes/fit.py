@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from ..calibration.equations import Equations
 from ..calibration.features import Feature
 from ..calibration.moments import Array
-from ..calibration.solve import Solution, solve, solve_held_out
+from ..calibration.solve import RIDGES, Solution, solve_held_out
 from ..calibration.tape import Piece, Pieces, Tape
 from ..ir.onnx_file import OnnxModel
 from ..ir.onnx_linear import Linear, matrix, offset
@@ -28,7 +28,7 @@ from ..ir.spans import Span
 from .replacement import Replacement
 from .rows import Rows
 from .stops import Stop
-from .surrogates import FOLDED, Form, Problem, linear_input, problem
+from .surrogates import CONTEXT, FOLDED, Form, Problem, Wish, linear_input, problem
 from .task import Task
 
 Floats = NDArray[np.floating]
@@ -41,19 +41,21 @@ NEGLIGIBLE = 1e-8
 
 
 @dataclass(frozen=True)
-class Wish:
-    """A span and the form of surrogate to solve for it."""
-
-    span: Span
-    form: Form
-
-
-@dataclass(frozen=True)
 class Healing:
-    """Row weights of picked positions in surrogates and in refits; `refit` None: no refit."""
+    """How surrogates are solved and what follows them is repaired.
+
+    `emphasis` and `refit` are the weights of rows that alone are read in the end, in surrogates and
+    in refits; `refit` None: nothing is refitted. The others are as they were published: without
+    `bias` and `ridge` a map is plain least squares about zero, `original` solves it on the
+    original's own activations, and `tied` makes a folded operation W0 T, T being what is solved.
+    """
 
     emphasis: float = 1.0
     refit: float | None = 1.0
+    bias: bool = True
+    ridge: bool = True
+    original: bool = False
+    tied: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,15 +117,18 @@ class Walk(Rows):
                 for walker in walkers:
                     walker.meet(stop, original)
                     walker.depart(stop, original)
+                needed = [n for w in walkers if w.recipe.healing.original for n in w.reads]
                 for tape in original:
-                    tape.keep([stop.value, *stop.live])
+                    tape.keep([stop.value, *stop.live, *needed])
                 advance(1)
         return [walker.arrive() for walker in walkers]
 
-    def solved_on_both(self, fitted: Fitted) -> tuple[Replacement, ...]:
-        """The replacements solved once more, on fit and select together, every choice kept."""
-        known = {replacement.span.exit: replacement for replacement in fitted.replacements}
-        (again,) = self([replace(fitted.recipe, known=known)])
+    def solved_on_both(
+        self, recipe: Recipe, replacements: Sequence[Replacement]
+    ) -> tuple[Replacement, ...]:
+        """A recipe's replacements solved once more, on both splits together, every choice kept."""
+        known = {replacement.span.exit: replacement for replacement in replacements}
+        (again,) = self([replace(recipe, known=known)])
         again.close()
         return again.replacements
 
@@ -165,37 +170,42 @@ class _Walker:
         self.walk, self.recipe = walk, recipe
         self.done: list[Replacement] = []
         self._tapes: Pair | None = None
-        self._jump: _Jump | None = None
+        self._jumps: dict[str, _Jump] = {}
         stops = {(stop.stream, stop.cut) for stop in walk.stops}
-        self._waiting: dict[tuple[str, int] | None, Wish] = {}
+        self._waiting: dict[tuple[str, int] | None, list[Wish]] = {}
         for wish in recipe.wishes:
             begin = wish.span.stream, wish.span.start
-            self._waiting[begin if begin in stops else None] = wish
+            self._waiting.setdefault(begin if begin in stops else None, []).append(wish)
 
     def depart(self, stop: Stop | None, original: Pair) -> None:
         """Jump off where a span begins: at a stop, or at the model's inputs (None)."""
-        wish = self._waiting.get(None if stop is None else (stop.stream, stop.cut))
-        if wish is not None:
+        for wish in self._waiting.get(None if stop is None else (stop.stream, stop.cut), ()):
             model, linear = self.walk.task.plain, None if stop is None else stop.linear
-            self._jump = _Jump.of(model, wish, linear)
+            jump = _Jump.of(model, wish, linear)
+            self._jumps[wish.span.stream] = jump
             self._tapes = self._tapes or Pair(original.fit.fork(), original.select.fork())
-            for tape in self._tapes:
-                tape.reach(self._jump.reads)
+            for tape in (*self._tapes, *(original if self.recipe.healing.original else ())):
+                tape.reach(jump.reads)
         if self._tapes is not None and stop is not None:
-            reads = self._jump.reads if self._jump else ()
             for tape in self._tapes:
-                tape.keep([stop.value, *stop.live, *reads])
+                tape.keep([stop.value, *stop.live, *self.reads])
+
+    @property
+    def reads(self) -> list[str]:
+        """What the jumps under way are still to be solved on."""
+        return [name for jump in self._jumps.values() for name in jump.reads]
 
     def meet(self, stop: Stop, original: Pair) -> None:
         """Come to a stop: on foot, over it in a jump, or at the end of one."""
         if self._tapes is None:
             return
-        jump = self._jump
+        jump = self._jumps.get(stop.stream)
         if jump is not None and stop.value == jump.span.exit:
             self._land(jump, stop, original)
         elif jump is None or not stop.is_inside(jump.span):
             solution = self._refit(stop, original)
-            gone = set() if jump is None else jump.gone(self.walk.task.plain)
+            model = self.walk.task.plain
+            gone = {name for jump in self._jumps.values() for name in jump.gone(model)}
             live = [name for name in stop.live if name not in gone]
             for tape in self._tapes:
                 self.walk.pass_by(tape, stop, live, solution)
@@ -211,12 +221,16 @@ class _Walker:
 
     def _land(self, jump: _Jump, stop: Stop, original: Pair) -> None:
         assert self._tapes is not None
-        span, form = jump.span, jump.form
-        solution, held = self._solve(jump.asked, original, stop, self.recipe.healing.emphasis)
+        span, form, healing = jump.span, jump.form, self.recipe.healing
+        tapes = original if healing.original else self._tapes
         if form == "identity":
             solution = Solution(np.eye(span.width), np.zeros(span.width), 0.0, 0, 0, 0.0)
-        moments, known = held.moments("y"), self._known(span.exit)
-        error = moments.error(solution.W, solution.b)
+            held = self.walk.equations(tapes.select, original.select, jump.asked, stop.picked)
+        else:
+            tied = jump.linear if healing.tied else None
+            solution, held = self._solve(jump.asked, tapes, original, stop, healing.emphasis, tied)
+        known = self._known(span.exit)
+        error = held.moments("y").error(solution.W, solution.b)
         error /= self.walk.variance(stop, original.select) or 1.0
         self.done.append(
             Replacement(
@@ -225,7 +239,7 @@ class _Walker:
                 error if known is None else known.predicted_error,
                 form,
                 jump.linear if form in FOLDED else None,
-                self.walk.task.mask if form == "affine + context" else None,
+                self.walk.task.mask if form in CONTEXT else None,
             )
         )
         for tape, truth in zip(self._tapes, original, strict=True):
@@ -235,8 +249,11 @@ class _Walker:
                 return self.walk.applied(piece, jump.asked, solution, next(at))
 
             tape.put(span.exit, made)
-            tape.reach(stop.live)
-        self._jump = None
+        del self._jumps[stop.stream]
+        model = self.walk.task.plain
+        gone = {name for other in self._jumps.values() for name in other.gone(model)}
+        for tape in self._tapes:
+            tape.reach([name for name in stop.live if name not in gone])
 
     def _refit(self, stop: Stop, original: Pair) -> Solution | None:
         """The sum's linear operation solved again, None where it stays as it is."""
@@ -244,12 +261,12 @@ class _Walker:
         known = self._known(stop.value)
         if linear is None or weight is None or (self.recipe.known is not None and known is None):
             return None
+        assert self._tapes is not None
         span = self._place(stop)
         asked = problem(self.walk.task.plain, "refit", span, linear)
-        for tape in self._tapes or ():
+        for tape in self._tapes:
             tape.reach([linear.u, linear.residual])
-        solution, held = self._solve(asked, original, stop, weight)
-        assert solution is not None
+        solution, held = self._solve(asked, self._tapes, original, stop, weight)
         moments = held.moments("y", weight)
         W, b = self.walk.weights(linear)
         before, variance = moments.error(W, b), self.walk.variance(stop, original.select) or 1.0
@@ -284,23 +301,42 @@ class _Walker:
         )
 
     def _solve(
-        self, asked: Problem, original: Pair, stop: Stop, emphasis: float
+        self,
+        asked: Problem,
+        tapes: Pair,
+        original: Pair,
+        stop: Stop,
+        emphasis: float,
+        tied: Linear | None = None,
     ) -> tuple[Solution, Equations]:
         """The solution and the equations of the select split, which chose its ridge.
 
         Where the ridge is known it is solved on both splits together.
         """
-        assert self._tapes is not None
+        healing, prior, ridges = self.recipe.healing, asked.prior, RIDGES
         fit, held = (
-            self.walk.equations(tape, truth, asked, stop.picked)
-            for tape, truth in zip(self._tapes, original, strict=True)
+            self.walk.equations(
+                tape, truth, asked, stop.picked, whole=self.recipe.known is not None
+            )
+            for tape, truth in zip(tapes, original, strict=True)
         )
         known = self._known(stop.value)
         if known is not None and known.solution is not None:
-            both = fit.merged(held).moments("y", emphasis)
-            return solve(both, [known.solution.ridge], asked.prior)[0], held
-        unseen = held.moments("y", emphasis)
-        return solve_held_out(fit.moments("y", emphasis), unseen, asked.prior), held
+            fit, ridges = fit.merged(held), (known.solution.ridge,)
+        seen, unseen = (side.moments("y", emphasis) for side in (fit, held))
+        W0, b0 = (None, None) if tied is None else self.walk.weights(tied)
+        if W0 is not None and b0 is not None:
+            seen, unseen = seen.through(W0, b0), unseen.through(W0, b0)
+            prior = np.eye(len(b0))
+        if not healing.bias:
+            seen, unseen = seen.about_zero(), unseen.about_zero()
+        if not healing.ridge:
+            prior, ridges = np.zeros_like(prior), (0.0,)
+        solution = solve_held_out(seen, unseen, prior, ridges)
+        if W0 is not None and b0 is not None:
+            T = solution.W
+            solution = replace(solution, W=W0 @ T, b=solution.b + b0 @ T)
+        return solution, held
 
     def _known(self, exit_: str) -> Replacement | None:
         return None if self.recipe.known is None else self.recipe.known.get(exit_)

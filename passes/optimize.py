@@ -1,4 +1,4 @@
-"""The main job, start to end: survey, search, solve, rewrite, freeze, certify once."""
+"""The main job, start to end: lay out, search, solve, rewrite, freeze, certify once."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from ..ir.spans import Refusal
 from .budget import Budget
 from .costs import CostModel, Costs, measure_costs
 from .fit import Healing
+from .layout import Layout, lay_out
 from .pipeline import ALL_PASSES, Switches, rewrite
 from .plan import (
     DataRecord,
@@ -27,11 +28,10 @@ from .plan import (
     tensors_of,
 )
 from .replacement import Replacement
-from .score import Survey, score
 from .search import Search
 from .task import Task
 from .trial import Trial
-from .verify import Verdict, samples_needed, shown, verify
+from .verify import Verdict, forecast, samples_needed, shown, verify
 
 Freeze = Callable[[OnnxModel], OnnxModel]
 """Turns the rewritten model into the one frozen file that is certified."""
@@ -39,12 +39,12 @@ Freeze = Callable[[OnnxModel], OnnxModel]
 
 @dataclass(frozen=True, eq=False)
 class Optimized:
-    """What came out: the frozen model, its plan and tensors, the survey, and the changes made."""
+    """What came out: the frozen model, its plan and tensors, the layout, and the changes made."""
 
     model: OnnxModel
     plan: Plan
     tensors: bytes
-    survey: Survey
+    layout: Layout
     verdict: Verdict
     changes: tuple[str, ...]
 
@@ -69,17 +69,19 @@ def optimize(
     samples to certify anything, Unsupported where the model offers nothing to replace.
     """
     require_enough_samples(task, budget.max_drop)
-    survey = score(task)
-    costs = costs or measure_costs(task, survey, profile)
-    search = Search(task, survey, CostModel(survey.anatomies, costs), budget)
+    layout = lay_out(task)
+    costs = costs or measure_costs(task, layout, profile)
+    search = Search(task, layout, CostModel(layout.anatomies, costs), budget)
     trials = search.run()
-    confirmed = search.confirm(trials)
+    confirmed = budget.confirmed(trials, lambda scores: forecast(task, scores, budget.max_drop))
     if confirmed is None:
         raise NotMet(_why_nothing(task, trials, budget))
     chosen, expected = confirmed
-    replacements, healing = search.solved_on_both(chosen)
+    replacements = search.solved_on_both(chosen)
     tensors = tensor_bytes(tensors_of(replacements))
-    plan = make_plan(task, budget, switches, replacements, healing, survey.refusals, tensors)
+    plan = make_plan(
+        task, budget, switches, replacements, chosen.recipe.healing, layout.refusals, tensors
+    )
     rewritten = rewrite(task.model, replacements, provenance(plan), switches)
     model = freeze(rewritten.model)
     judged = verify(task, model, task.splits.certify, budget.max_drop)
@@ -94,7 +96,7 @@ def optimize(
         }
     )
     _require_kept(plan, verdict, budget, model.size_bytes)
-    return Optimized(model, plan, tensors, survey, verdict, rewritten.changes)
+    return Optimized(model, plan, tensors, layout, verdict, rewritten.changes)
 
 
 def require_enough_samples(task: Task, promise: float | None) -> None:

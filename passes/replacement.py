@@ -46,18 +46,25 @@ class Replacement:
             entry = gs.Variable(span.entry)
             return [self._node("Identity", "identity", [entry], exit_)]
         W, b = self.solution.W, self.solution.b
+        d = len(b)
+        mapped, joined = (
+            gs.Variable(f"{self._prefix}/{span.exit}/{role}") for role in ("mapped", "joined")
+        )
         if self.form == "affine + context":
-            context, shift = self._context(model, W[len(b) :], b)
-            mapped = gs.Variable(f"{self._prefix}/{span.exit}/mapped")
-            nodes = self._map(span.entry, W[: len(b)], None, mapped)
+            context, shift = self._context(model, W[d:], b)
+            nodes = self._map(span.entry, W[:d], None, mapped)
             return [*context, *nodes, self._node("Add", "add", [mapped, shift], exit_)]
         if self.linear is None:
             return self._map(span.entry, W, b, exit_)
-        if self.form != "affine + folded":
-            return self._again(model, self.linear, W, b, gs.Variable(self.linear.residual), exit_)
-        mapped = gs.Variable(f"{self._prefix}/{span.exit}/mapped")
-        residual = self._map(self.linear.residual, W[: len(b)], None, mapped)
-        return residual + self._again(model, self.linear, W[len(b) :], b, mapped, exit_)
+        residual = gs.Variable(self.linear.residual)
+        if self.form in ("folded", "refit"):
+            return self._again(model, self.linear, W, b, residual, exit_)
+        nodes = self._map(self.linear.residual, W[:d], None, mapped)
+        if self.form == "affine + folded":
+            return nodes + self._again(model, self.linear, W[d:], b, mapped, exit_)
+        context, shift = self._context(model, W[-d:], None)
+        nodes += [*context, self._node("Add", "join", [mapped, shift], joined)]
+        return nodes + self._again(model, self.linear, W[d:-d], b, joined, exit_)
 
     @property
     def _prefix(self) -> str:
@@ -80,14 +87,17 @@ class Replacement:
             nodes.append(self._node("Add", "add", [product, self._constant("b", b)], made))
         return nodes
 
-    def _context(self, model: OnnxModel, V: Array, b: Array) -> tuple[list[gs.Node], gs.Variable]:
+    def _context(
+        self, model: OnnxModel, V: Array, b: Array | None
+    ) -> tuple[list[gs.Node], gs.Variable]:
         """Nodes that give m V + b, one row per sample; m is the mean of x over its positions."""
         span, entry = self.span, gs.Variable(self.span.entry)
         label = f"{self._prefix}/{span.exit}/context"
         mean, made = gs.Variable(f"{label}/mean"), gs.Variable(f"{label}/shift")
         if span.is_map:
             kernel = V.T.reshape(*V.T.shape, *(1,) * (span.rank - 2))
-            weights = [self._constant("V", kernel), self._constant("b", b)]
+            weights = [self._constant("V", kernel)]
+            weights += [] if b is None else [self._constant("b", b)]
             return [
                 self._node("GlobalAveragePool", "context mean", [entry], mean),
                 self._node("Conv", "context conv", [mean, *weights], made),
@@ -97,12 +107,13 @@ class Replacement:
             if self.mask is None
             else self._masked_mean(model, self.mask, entry, mean)
         )
-        product = gs.Variable(f"{label}/product")
-        return [
-            *nodes,
-            self._node("MatMul", "context matmul", [mean, self._constant("V", V)], product),
-            self._node("Add", "context add", [product, self._constant("b", b)], made),
-        ], made
+        product = made if b is None else gs.Variable(f"{label}/product")
+        nodes.append(
+            self._node("MatMul", "context matmul", [mean, self._constant("V", V)], product)
+        )
+        if b is not None:
+            nodes.append(self._node("Add", "context add", [product, self._constant("b", b)], made))
+        return nodes, made
 
     def _mean(self, model: OnnxModel, x: gs.Variable, made: gs.Variable) -> list[gs.Node]:
         axes = list(range(1, self.span.rank - 1))

@@ -12,13 +12,13 @@ from ..ir.onnx_file import OnnxModel
 from ..ir.onnx_unfuse import unfuse
 from ..ir.spans import ObservedShapes, Refusal, Span, prove
 from .base import PassResult
-from .fit import Recipe, Walk, Wish
+from .fit import Recipe, Walk
+from .layout import anatomies, observe
 from .optimize import make_plan, provenance
 from .pipeline import Switches, rewrite
 from .plan import Decision, Plan, replacements_of, tensor_bytes, tensors_of
-from .score import anatomies, observe
 from .stops import find_stops
-from .surrogates import FOLDED
+from .surrogates import CONTEXT, FOLDED, Wish
 from .task import Task
 
 
@@ -55,7 +55,9 @@ def resolve(task: Task, plan: Plan) -> tuple[PassResult, Plan, bytes]:
     for wish in wishes:
         _require_form(wish, walk)
     (fitted,) = walk([Recipe(wishes, plan.healing)]) if wishes else [None]
-    replacements = walk.solved_on_both(fitted) if fitted else ()
+    if fitted:
+        fitted.close()
+    replacements = walk.solved_on_both(fitted.recipe, fitted.replacements) if fitted else ()
     tensors = tensor_bytes(tensors_of(replacements))
     fresh = make_plan(
         task, plan.budget, switches, replacements, plan.healing, plan.refusals, tensors
@@ -96,7 +98,7 @@ def _require_form(wish: Wish, walk: Walk) -> None:
         why = "no linear operation feeds its entry"
     elif form == "conv" and not span.is_map:
         why = "its ends are no feature maps"
-    elif form == "affine + context" and span.rank < 3:
+    elif form in CONTEXT and span.rank < 3:
         why = "its samples have a single row each"
     else:
         return

@@ -23,6 +23,9 @@ from .task import Task
 
 Floats = NDArray[np.floating]
 
+ENOUGH_ROWS_PER_COLUMN = 40
+"""Rows to solve on while plans are compared; the chosen one is solved on all."""
+
 
 class Rows:
     """The rows of one task's data."""
@@ -32,18 +35,36 @@ class Rows:
         self._variances: dict[str, float] = {}
 
     def equations(
-        self, tape: Tape, truth: Tape, asked: Problem, picked: Sequence[int]
+        self, tape: Tape, truth: Tape, asked: Problem, picked: Sequence[int], *, whole: bool = True
     ) -> Equations:
-        """Normal equations of a problem: regressors from one tape, the target "y" from another."""
+        """Normal equations of a problem: regressors from one tape, the target "y" from another.
+
+        Unless `whole`, only as many rows are taken as the columns need, at random, beside all that
+        are picked; each stands for those left out.
+        """
         found = Equations(["y"])
-        axis = asked.target.channel_axis
-        for now, then in zip(tape.batches(), truth.batches(), strict=True):
+        axis, share = asked.target.channel_axis, 1.0
+        for at, (now, then) in enumerate(zip(tape.batches(), truth.batches(), strict=True)):
             value = then.real(asked.target.value)
             x, given = self.columns(asked, now, real=True)
             y = as_rows(value, axis)
             y = y if given is None else y - given
             weights = self.padding(now, value.shape, axis)
-            found.add(x, [y], weights, picked_rows(picked, value.shape, axis))
+            chosen = picked_rows(picked, value.shape, axis)
+            if at == 0 and not whole:
+                expected = len(y) / len(now.samples) * len(tape.samples)
+                share = min(1.0, ENOUGH_ROWS_PER_COLUMN * x.shape[1] / expected)
+            if share < 1.0:
+                drawn = np.random.default_rng(at).random(len(y)) < share
+                if chosen is not None:
+                    drawn |= chosen
+                scale = np.full(len(y), 1 / share)
+                if chosen is not None:
+                    scale[chosen] = 1.0
+                weights = scale if weights is None else scale * weights
+                x, y, weights = x[drawn], y[drawn], weights[drawn]
+                chosen = None if chosen is None else chosen[drawn]
+            found.add(x, [y], weights, chosen)
         return found
 
     def variance(self, stop: Stop, truth: Tape) -> float:
@@ -68,7 +89,7 @@ class Rows:
         `real`: without the rows that only fill up a fixed batch.
         """
         take = piece.real if real else piece.values.__getitem__
-        mask = self.task.padding(piece.feeds)
+        mask = self.task.padding(piece)
         mask = mask[: len(piece.samples)] if mask is not None and real else mask
         parts = [rows_of(feature, take(feature.value), mask) for feature in asked.features]
         x = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
@@ -87,7 +108,7 @@ class Rows:
 
     def padding(self, piece: Piece, shape: tuple[int, ...], channel_axis: int) -> Array | None:
         """Weights (rows,) of a value without filling, 0 for padding."""
-        mask = self.task.padding(piece.feeds)
+        mask = self.task.padding(piece)
         if mask is None:
             return None
         return row_weights(mask[: len(piece.samples)], shape, channel_axis)

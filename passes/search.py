@@ -1,40 +1,46 @@
-"""Search: which replacements to make together, judged by the damage at the model's output.
+"""Search: which surrogates to make together, judged by what they do to the model's output.
 
-Predicted errors only decide what is worth measuring. Every unit, block and promising run of blocks
-is put in alone and scored on the select split; then replacements are added, or swapped for longer
-ones, while the promise still holds. Each set tried is kept, so that the trade-off can be shown.
+Single surrogates are probed, the best sets of them composed, and these fitted front to back and
+measured on the select split, a few in one walk: first some that lie apart, then those between what
+keeps the promise and what breaks it, then neighbours of the best, while any is better.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
-from ..calibration.quality import Scores
 from ..ir.onnx_file import OnnxModel
-from ..ir.spans import Span, prove
-from .budget import ENOUGH_CHANCE, LEAST_CHANCE, Budget
+from .budget import ENOUGH_CHANCE, Budget
 from .cleanup import Cleanup
+from .compose import Label, compose
 from .costs import CostModel
-from .fit import Healing
-from .heal import Healer
+from .fit import Fitted, Healing, Recipe, Walk
+from .forms import Forms
+from .layout import Layout
+from .probe import Option, Probe
 from .replacement import Replacement
-from .score import Redundancy, Survey, measure
+from .stops import find_stops
 from .substitute import Substitute
+from .surrogates import Wish, problem
 from .task import Reference, Task
-from .trial import Choice, Trial
-from .verify import Forecast, forecast
+from .trial import Trial
+from .verify import forecast
 
-SHORTLIST_PER_UNIT = 2
-LONGEST_RUN_BLOCKS = 4
-HEALED = 6
-"""How many sets of replacements are fitted front to back."""
-
-BEYOND = 2.0
-"""How far over the drop allowed a set may be expected before it is."""
+EMPHASES = (1.0, 30.0)
+"""Weights to try for rows that alone are read in the end."""
 
 WIDTH = 3
-"""How many ways to go on are measured at each step of the search."""
+"""How many sets are fitted in one walk."""
+
+ROUNDS = 3
+"""How many walks look for the best composed set, and how many at most for better neighbours."""
+
+DEPTH = 3
+"""How many sets of equal gain are kept where a target must be reached."""
+
+MARGIN = 0.03
+"""What share of the time a plan must save beyond the speed-up asked for: costs are measured too."""
 
 
 def build(model: OnnxModel, replacements: Sequence[Replacement]) -> OnnxModel:
@@ -45,216 +51,190 @@ def build(model: OnnxModel, replacements: Sequence[Replacement]) -> OnnxModel:
 class Search:
     """One search on one task; `trials` lists all that was measured, in order."""
 
-    def __init__(self, task: Task, survey: Survey, costs: CostModel, budget: Budget) -> None:
-        self.task, self.survey, self.costs, self.budget = task, survey, costs, budget
+    def __init__(self, task: Task, layout: Layout, costs: CostModel, budget: Budget) -> None:
+        self.task, self.layout, self.costs, self.budget = task, layout, costs, budget
+        self.walk = Walk(task, find_stops(task, layout.anatomies, layout.observed))
+        self.forms = Forms(task, self.walk, layout.anatomies)
         self.trials: list[Trial] = []
-        self.healer = Healer(task, survey, budget)
+        self.options: list[Option] = []
+        self._damages: dict[Wish, float] = {}
+        self._tried: set[frozenset[Wish]] = set()
+        picked = any(stop.picked for stop in self.walk.stops)
+        self._emphases = EMPHASES if picked else EMPHASES[:1]
 
     def run(self) -> list[Trial]:
-        """Measure single replacements, then runs of blocks, then combinations."""
+        """Probe, compose, fit, improve."""
+        emphasis = self._emphases[-1]
+        probe = Probe(self.layout, self.walk, self.forms, self.costs, emphasis)
+        self.options = probe.options()
+        self._damages = {option.wish: option.damage for option in self.options}
+        labels = compose(self._damages, self._gains, DEPTH if self.budget.has_target else 1)
+        if self.budget.has_target:
+            labels = [label for label in labels if self._reaches(label)] or labels[-1:]
+        if not labels:
+            return []
         fit, select = self.task.splits.fit, self.task.splits.select
         with (
-            Reference(self.task, select, "original on select") as reference,
-            Reference(self.task, fit, "original on fit") as beside,
+            Reference(self.task, fit, "original on fit") as self._fit,
+            Reference(self.task, select, "original on select") as self._select,
         ):
-            singles = self._measure_alone(reference, self._shortlist(), "single replacements")
-            longer = self._runs_of_blocks(singles)
-            singles += self._measure_alone(reference, longer, "runs of blocks")
-            self._combine(reference, singles)
-            front = self._front()
-            self.trials += self.healer.heal(beside, reference, front) if front else []
+            if self.budget.has_target:
+                self._fit_all(label.wishes for label in labels[:WIDTH])
+            else:
+                self._narrow_down(sorted(labels, key=lambda label: label.gains[0]))
+            self._improve()
         return self.trials
 
-    def _front(self) -> list[Trial]:
-        """Trials worth fitting front to back: those that may be chosen, or lie not far beyond."""
-        worth = [trial for trial in self.trials if self._is_near(trial)]
-        if self.budget.has_target:
-            return sorted(worth, key=lambda trial: trial.forecast.upper)[:HEALED]
-        front: list[Trial] = []
-        for trial in sorted(worth, key=lambda trial: (-trial.saved_ms, trial.forecast.upper)):
-            if not front or trial.forecast.upper < front[-1].forecast.upper:
-                front.append(trial)
-        return front[:HEALED]
-
-    def _is_near(self, trial: Trial) -> bool:
-        if not self.budget.reached(trial):
-            return False
-        return self.budget.max_drop is None or trial.forecast.upper <= BEYOND * self.budget.max_drop
-
-    def solved_on_both(self, trial: Trial) -> tuple[tuple[Replacement, ...], Healing]:
+    def solved_on_both(self, trial: Trial) -> tuple[Replacement, ...]:
         """A trial's replacements solved once more, on fit and select, every choice kept."""
-        if trial.fitted is not None:
-            healing = trial.fitted.recipe.healing
-            return self.healer.walk.solved_on_both(trial.fitted), healing
-        solved = tuple(
-            replace(c.replacement, solution=c.redundancy.solved_on_both())
-            if c.replacement.solution is not None
-            else c.replacement
-            for c in trial.choices
-        )
-        return solved, Healing(refit=None)
+        return self.walk.solved_on_both(trial.recipe, trial.replacements)
 
-    def confirm(self, trials: Sequence[Trial]) -> tuple[Trial, Forecast] | None:
-        """The first of the ranked trials that the fit split confirms, else the likeliest.
+    def _gains(self, wish: Wish) -> tuple[float, ...]:
+        """What the budget counts: time saved where it counts nothing else."""
+        gains = []
+        if self.budget.remove is not None:
+            gains.append(wish.span.blocks)
+        if self.budget.max_size_bytes is not None:
+            gains.append(float(self._saved_bytes(wish)))
+        if self.budget.speedup is not None or not gains:
+            gains.append(self.costs.saved_ms(wish))
+        return tuple(gains)
 
-        The best of many on select is partly the luckiest. The fit split gave the maps but chose
-        nothing, so it must say so too, by itself and together with select; the worse forecast
-        counts.
-        """
-        found: list[tuple[Trial, Forecast]] = []
-        with Reference(self.task, self.task.splits.fit, "original on fit") as reference:
-            for trial in self.budget.ranked(trials):
-                fresh = _scored(reference, self.task, trial)
-                expected = min(
-                    (self._forecast(scores) for scores in (fresh, trial.scores.joined(fresh))),
-                    key=lambda forecast: forecast.chance,
-                )
-                found.append((trial, expected))
-                if self.budget.allows(expected, ENOUGH_CHANCE):
-                    return trial, expected
-        likely = [pair for pair in found if self.budget.allows(pair[1], LEAST_CHANCE)]
-        return max(likely, key=lambda pair: pair[1].chance, default=None)
+    def _saved_bytes(self, wish: Wish) -> int:
+        span, graph = wish.span, self.task.plain.graph
+        stored = 0
+        if wish.form not in ("identity", "folded"):
+            stop = self.forms.stop(span)
+            linear = None if stop is None else stop.linear
+            stored = problem(self.task.plain, wish.form, span, linear).prior.size + span.width
+        item = 2 if span.dtype in ("float16", "bfloat16") else 4
+        return item * (graph.parameters(span.removed) - stored)
 
-    def _forecast(self, scores: Scores) -> Forecast:
-        return forecast(self.task, scores, self.budget.max_drop)
+    def _reaches(self, label: Label) -> bool:
+        budget, least = self.budget, []
+        if budget.remove is not None:
+            least.append(budget.remove - 1e-9)
+        if budget.max_size_bytes is not None:
+            least.append(float(self.task.model.size_bytes - budget.max_size_bytes))
+        if budget.speedup is not None:
+            least.append((1 - 1 / budget.speedup + MARGIN) * self.costs.model_ms)
+        return all(gain >= low for gain, low in zip(label.gains, least, strict=True))
 
-    def _shortlist(self) -> list[Choice]:
-        choices = [c for r in self.survey.spans for c in _both(r) if self._is_worthwhile(c)]
-        choices.sort(key=lambda choice: choice.replacement.predicted_error)
-        units = sum(len(stream.units) for stream in self.survey.anatomies)
-        return choices[: max(SHORTLIST_PER_UNIT * units, 1)]
+    def _narrow_down(self, labels: Sequence[Label]) -> None:
+        """Fit sets that lie apart, then ever closer to where the promise breaks."""
+        low, high = -1, len(labels)
+        for _ in range(ROUNDS):
+            inner = [low + round((high - low) * part / (WIDTH + 1)) for part in range(1, WIDTH + 1)]
+            places = sorted({at for at in inner if low < at < high})
+            if not places:
+                break
+            trials = self._fit_all(labels[at].wishes for at in places)
+            for at, trial in zip(places, trials, strict=True):
+                if self._is_good(trial):
+                    low = max(low, at)
+            high = min([at for at in places if at > low], default=high)
 
-    def _measure_alone(
-        self, reference: Reference, choices: Sequence[Choice], stage: str
-    ) -> list[Trial]:
-        with self.task.stage(stage, len(choices)) as advance:
-            found = []
-            for choice in choices:
-                found.append(self._measure(reference, (choice,)))
-                advance(1)
-        return found
+    def _is_good(self, trial: Trial) -> bool:
+        return self.budget.allows(trial.forecast, ENOUGH_CHANCE)
 
-    def _measure(self, reference: Reference, choices: tuple[Choice, ...]) -> Trial:
-        replacements = [choice.replacement for choice in choices]
-        model = build(self.task.plain, replacements)
-        scores = reference.score(model)
-        trial = Trial(
-            choices,
-            scores,
-            self._forecast(scores),
-            sum(map(self.costs.saved_ms, replacements)),
-            self.costs.speedup(replacements),
-            model.size_bytes,
-        )
-        self.trials.append(trial)
-        return trial
-
-    def _runs_of_blocks(self, singles: Sequence[Trial]) -> list[Choice]:
-        """Maps over two to four neighbouring blocks, as many as there are blocks.
-
-        Taken are those whose blocks did least damage one by one.
-        """
-        damage: dict[tuple[str, int, int], float] = {}
-        for trial in singles:
-            span = trial.choices[0].span
-            key = (span.stream, span.start, span.stop)
-            damage[key] = min(damage.get(key, float("inf")), trial.forecast.upper)
-        runs: list[tuple[float, Span]] = []
-        for stream in self.survey.anatomies:
-            blocks = stream.blocks
-            for first in range(len(blocks)):
-                for count in range(2, LONGEST_RUN_BLOCKS + 1):
-                    run = blocks[first : first + count]
-                    keys = [(stream.chain.source, b.start, b.stop) for b in run]
-                    if len(run) < count or any(key not in damage for key in keys):
-                        break
-                    proved = prove(
-                        self.task.plain.graph,
-                        stream,
-                        run[0].start,
-                        run[-1].stop,
-                        self.survey.observed,
-                    )
-                    if not isinstance(proved, Span):
-                        break
-                    runs.append((sum(damage[key] for key in keys) / count, proved))
-        runs.sort(key=lambda run: (run[0], run[1].start, run[1].stop))
-        limit = sum(len(stream.blocks) for stream in self.survey.anatomies)
-        measured = measure(self.task, [span for _, span in runs[:limit]], "survey of longer runs")
-        return [c for c in map(_affine, measured) if self._is_worthwhile(c)]
-
-    def _is_worthwhile(self, choice: Choice) -> bool:
-        """Whether the span is more than the map that would replace it."""
-        span, solution = choice.span, choice.replacement.solution
-        stored = 0 if solution is None else solution.W.size + solution.b.size
-        nodes = len(choice.replacement.nodes(self.task.plain)) if solution is not None else 0
-        graph = self.task.plain.graph
-        return graph.parameters(span.removed) > stored or (
-            len(span.removed) > nodes and self.costs.gained_ms(choice.replacement) > 0
-        )
-
-    def _combine(self, reference: Reference, singles: Sequence[Trial]) -> None:
-        options = [(trial.choices[0], max(trial.forecast.upper, 0.0)) for trial in singles]
-        current: Trial | None = None
-        steps = sum(len(stream.blocks) for stream in self.survey.anatomies)
-        with self.task.stage("combinations", steps) as advance:
-            while not (self.budget.has_target and current and self.budget.reached(current)):
-                current = self._step(reference, options, singles, current)
-                if current is None:
+    def _improve(self) -> None:
+        """Fit neighbours of the best set until none of them is better."""
+        best = self._best()
+        for _ in range(ROUNDS):
+            fresh: list[frozenset[Wish]] = []
+            for wishes in self._neighbours(best):
+                if frozenset(wishes) not in self._tried and frozenset(wishes) not in fresh:
+                    fresh.append(frozenset(wishes))
+                if len(fresh) == WIDTH:
                     break
-                advance(1)
+            if not fresh:
+                return
+            self._fit_all(sorted(wishes, key=_place) for wishes in fresh)
+            found = self._best()
+            if found is best:
+                return
+            best = found
 
-    def _step(
-        self,
-        reference: Reference,
-        options: Sequence[tuple[Choice, float]],
-        singles: Sequence[Trial],
-        current: Trial | None,
-    ) -> Trial | None:
-        """The best next set, or None where none saves more and keeps the promise."""
-        if current is None:
-            tried = list(singles)
-        else:
-            moves = sorted(self._moves(options, current), key=lambda move: move[0])[:WIDTH]
-            tried = [self._measure(reference, choices) for _, choices in moves]
-        within = [
-            trial
-            for trial in tried
-            if self.budget.max_drop is None or trial.forecast.upper <= BEYOND * self.budget.max_drop
+    def _best(self) -> Trial:
+        """The trial to go on from: the one that would be chosen now, else the nearest."""
+        ranked = self.budget.ranked([trial for trial in self.trials if self._is_good(trial)])
+        return ranked[0] if ranked else self.budget.nearest(self.trials)[0]
+
+    def _neighbours(self, trial: Trial) -> Iterator[tuple[Wish, ...]]:
+        """Sets like this one: richer forms, then one surrogate added, dropped or swapped.
+
+        Without a target those that save more time come, by what they are expected to damage for
+        it; with one, those that still reach it, by what they are expected to damage.
+        """
+        wishes = trial.recipe.wishes
+        richer = tuple(replace(w, form=self.forms.richer(w.span, w.form)) for w in wishes)
+        if richer != wishes:
+            yield richer
+        moves: list[tuple[float, tuple[Wish, ...]]] = []
+        now = self._label(wishes)
+        for option in self.options:
+            kept = tuple(wish for wish in wishes if not wish.span.touches(option.wish.span))
+            moves.append((0.0, (*kept, option.wish)))
+        moves += [(0.0, tuple(w for w in wishes if w != gone)) for gone in wishes if wishes[1:]]
+        ranked = []
+        for _, changed in moves:
+            label = self._label(changed)
+            if self.budget.has_target:
+                if self._reaches(label):
+                    ranked.append((label.damage, changed))
+            elif label.gains[0] > now.gains[0] * (1 + 1e-6):
+                ranked.append(
+                    ((label.damage - now.damage) / (label.gains[0] - now.gains[0]), changed)
+                )
+        ranked.sort(key=lambda move: move[0])
+        yield from (changed for _, changed in ranked)
+
+    def _label(self, wishes: Sequence[Wish]) -> Label:
+        plain = [self._damages.get(wish) for wish in wishes]
+        damages = [
+            damage if damage is not None else self._damages_of(wish)
+            for wish, damage in zip(wishes, plain, strict=True)
         ]
-        return min(within, key=self._price, default=None)
+        gains = [sum(gain) for gain in zip(*map(self._gains, wishes), strict=True)]
+        return Label(tuple(wishes), sum(damages), tuple(gains))
 
-    def _moves(
-        self, options: Iterable[tuple[Choice, float]], current: Trial
-    ) -> list[tuple[float, tuple[Choice, ...]]]:
-        """Ways to save more than now, each with its expected price: damage per time saved."""
-        damage = {id(choice): value for choice, value in options}
-        moves = []
-        for choice, value in options:
-            kept = [c for c in current.choices if not c.span.touches(choice.span)]
-            choices = tuple(sorted((*kept, choice), key=lambda c: (c.span.stream, c.span.start)))
-            gain = self.budget.gain([c.replacement for c in choices], self.costs)
-            if gain > self.budget.gain([c.replacement for c in current.choices], self.costs):
-                expected = value + sum(damage[id(c)] for c in kept)
-                moves.append((expected / gain, choices))
-        return moves
+    def _damages_of(self, wish: Wish) -> float:
+        """What a richer form is expected to do: as the plain one of its span."""
+        alike = [d for other, d in self._damages.items() if other.span == wish.span]
+        return min(alike, default=0.0)
 
-    def _price(self, trial: Trial) -> float:
-        return trial.forecast.upper / self.budget.gain(
-            [c.replacement for c in trial.choices], self.costs
+    def _fit_all(self, sets: Iterable[Sequence[Wish]]) -> list[Trial]:
+        """Fit sets in one walk and measure them; the first walk also settles the row weights."""
+        chosen = [tuple(sorted(wishes, key=_place)) for wishes in sets]
+        self._tried |= set(map(frozenset, chosen))
+        recipes = [Recipe(wishes, Healing(self._emphases[-1])) for wishes in chosen]
+        others = [Recipe(chosen[0], Healing(emphasis)) for emphasis in self._emphases[:-1]]
+        trials = [self._trial(fitted) for fitted in self.walk([*recipes, *others])]
+        if others:
+            rivals = [trials[0], *trials[len(recipes) :]]
+            best = min(rivals, key=lambda trial: trial.damage)
+            self._emphases = (best.recipe.healing.emphasis,)
+        self.trials += trials
+        return trials[: len(recipes)]
+
+    def _trial(self, fitted: Fitted) -> Trial:
+        output, wishes = self.task.output, fitted.recipe.wishes
+        scores = self._select.score_outputs(fitted.tapes.select.real(output))
+        fresh = self._fit.score_outputs(fitted.tapes.fit.real(output))
+        damage = self._select.damage(fitted.tapes.select.real(output))
+        fitted.close()
+        return Trial(
+            fitted.recipe,
+            fitted.replacements,
+            scores,
+            fresh,
+            damage,
+            forecast(self.task, scores, self.budget.max_drop),
+            sum(map(self.costs.saved_ms, wishes)),
+            self.costs.speedup(wishes),
+            build(self.task.plain, fitted.replacements).size_bytes,
         )
 
 
-def _scored(reference: Reference, task: Task, trial: Trial) -> Scores:
-    """Scores of a trial on the fit split."""
-    return trial.fresh or reference.score(build(task.plain, trial.replacements))
-
-
-def _both(redundancy: Redundancy) -> tuple[Choice, Choice]:
-    dropped = Replacement(redundancy.span, None, redundancy.identity_error)
-    return Choice(dropped, redundancy), _affine(redundancy)
-
-
-def _affine(redundancy: Redundancy) -> Choice:
-    mapped = Replacement(redundancy.span, redundancy.solution, redundancy.affine_error)
-    return Choice(mapped, redundancy)
+def _place(wish: Wish) -> tuple[str, int]:
+    return wish.span.stream, wish.span.start

@@ -8,6 +8,7 @@ of an entry that is made as r + u W0 + b0 (and perhaps normalised).
     affine                      y ~ x W + b               MatMul + Add, on maps a 1x1 Conv
     affine + context            y ~ x W + m V + b         a row per sample more
     affine + folded             y ~ r R + u W + b
+    affine + folded + context   y ~ r R + u W + m V + b
     conv                        y ~ x * K + b             a 3x3 Conv on feature maps
     refit                       y ~ r + u W + b           no span: a sum's linear operation, again
 
@@ -34,13 +35,27 @@ Form = Literal[
     "affine",
     "affine + context",
     "affine + folded",
+    "affine + folded + context",
     "conv",
     "refit",
 ]
-FOLDED: frozenset[Form] = frozenset({"folded", "affine + folded", "refit"})
+FOLDED: frozenset[Form] = frozenset(
+    {"folded", "affine + folded", "affine + folded + context", "refit"}
+)
 """Forms that solve a linear operation again."""
 
+CONTEXT: frozenset[Form] = frozenset({"affine + context", "affine + folded + context"})
+"""Forms that take the mean over the positions of a sample."""
+
 KERNEL = 3
+
+
+@dataclass(frozen=True)
+class Wish:
+    """A span and the form of surrogate to put in its place."""
+
+    span: Span
+    form: Form
 
 
 @dataclass(frozen=True)
@@ -62,8 +77,8 @@ def problem(model: OnnxModel, form: Form, span: Span, linear: Linear | None) -> 
     target, entry, eye = Feature(span.exit, axis), Feature(span.entry, axis), np.eye(width)
     if form == "affine":
         return Problem((entry,), None, target, eye)
+    mean = Feature(span.entry, axis, pooled=True)
     if form == "affine + context":
-        mean = Feature(span.entry, axis, pooled=True)
         return Problem((entry, mean), None, target, np.vstack([eye, np.zeros_like(eye)]))
     if form == "conv":
         entry = Feature(span.entry, axis, span.window(KERNEL))
@@ -74,6 +89,8 @@ def problem(model: OnnxModel, form: Form, span: Span, linear: Linear | None) -> 
     weight = matrix(model, linear)
     if form == "affine + folded":
         return Problem((r, u), None, target, np.vstack([eye, weight]))
+    if form == "affine + folded + context":
+        return Problem((r, u, mean), None, target, np.vstack([eye, weight, np.zeros_like(eye)]))
     return Problem((u,), r, target, weight)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..calibration.data import Dataset
+from ..calibration.data import Batch, Dataset
 from ..calibration.masks import find_mask
 from ..calibration.moments import Array
 from ..calibration.quality import (
@@ -25,8 +25,9 @@ from ..calibration.quality import (
     find_metric,
     is_exact,
 )
-from ..calibration.runtime import Feeds, Runner, Runtime, fixed_batch
+from ..calibration.runtime import Runner, Runtime, fixed_batch
 from ..calibration.splits import Splits
+from ..calibration.tape import Piece
 from ..ir.errors import BadInput, Unsupported
 from ..ir.onnx_file import OnnxModel
 from ..ir.onnx_unfuse import unfuse
@@ -71,6 +72,11 @@ class Task:
         """Whether the metric has an exact bound: every sample is right or wrong, by itself."""
         return self.data.groups is None and is_exact(self.metric, self.data.labels)
 
+    @property
+    def smooth(self) -> str:
+        """The metric that tells small damages apart on few samples."""
+        return "kl" if self.metric in ("accuracy", "agreement") else self.metric
+
     def labels(self, samples: Samples) -> NDArray[np.generic] | None:
         return None if self.data.labels is None else self.data.labels[samples]
 
@@ -79,8 +85,9 @@ class Task:
         groups = self.data.groups
         return len(samples) if groups is None else len(np.unique(groups[samples]))
 
-    def padding(self, feeds: Feeds) -> Array | None:
-        return None if self.mask is None else np.asarray(feeds[self.mask], np.float64)
+    def padding(self, batch: Batch | Piece) -> Array | None:
+        """The mask (rows, length) of a batch, 0 for padding; None where the data has none."""
+        return None if self.mask is None else np.asarray(batch.feeds[self.mask], np.float64)
 
 
 def make_task(
@@ -157,13 +164,20 @@ class Reference:
 
     def score_outputs(self, outputs: Iterable[NDArray[Any]]) -> Scores:
         """Scores of the outputs (rows, ...) that another model gave, batch by batch."""
+        return self._scored(outputs, self._task.metric)
+
+    def damage(self, outputs: Iterable[NDArray[Any]]) -> float:
+        """The mean damage of such outputs by the task's smooth metric."""
+        return self._scored(outputs, self._task.smooth).drop
+
+    def _scored(self, outputs: Iterable[NDArray[Any]], metric: str) -> Scores:
         task = self._task
-        scorer = Scorer(task.metric, task.own)
+        scorer = Scorer(metric, task.own)
         size = fixed_batch(task.model) or task.batch
         batches = task.data.batches(self.samples, size)
         for at, (batch, new) in enumerate(zip(batches, outputs, strict=True)):
             original = np.load(self._file(at), mmap_mode="r")
-            labels, padding = task.labels(batch.samples), task.padding(batch.feeds)
+            labels, padding = task.labels(batch.samples), task.padding(batch)
             scorer.add(Outputs(original, new, labels, padding))
         scores = scorer.scores()
         groups = task.data.groups

@@ -1,52 +1,33 @@
-"""Trials: sets of replacements that were made together and measured on the select split."""
+"""Trials: sets of surrogates that were fitted together and measured on the select split."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from ..calibration.quality import Scores
-from ..ir.spans import Span
-from .fit import Fitted
+from .fit import Recipe
 from .replacement import Replacement
-from .score import Redundancy
 from .verify import Forecast
 
 
 @dataclass(frozen=True)
-class Choice:
-    """A replacement and what it rests on."""
-
-    replacement: Replacement
-    redundancy: Redundancy
-
-    @property
-    def span(self) -> Span:
-        return self.replacement.span
-
-
-@dataclass(frozen=True)
 class Trial:
-    """Replacements made together and measured on the select split.
+    """A recipe, fitted front to back, and what it came to.
 
-    `fitted`: solved front to back, with what they feed repaired; else each by itself. `fresh` are
-    the scores on the fit split, where they are known already.
+    `scores` are on the select split and `fresh` on the fit split; `damage` is the mean by the
+    task's smooth metric on select, `forecast` what the certify split is expected to say.
     """
 
-    choices: tuple[Choice, ...]
+    recipe: Recipe
+    replacements: tuple[Replacement, ...]
     scores: Scores
+    fresh: Scores
+    damage: float
     forecast: Forecast
     saved_ms: float
     speedup: float
     size_bytes: int
-    fitted: Fitted | None = None
-    fresh: Scores | None = None
 
     @property
     def blocks(self) -> float:
-        return sum(choice.span.blocks for choice in self.choices)
-
-    @property
-    def replacements(self) -> tuple[Replacement, ...]:
-        if self.fitted is not None:
-            return self.fitted.replacements
-        return tuple(choice.replacement for choice in self.choices)
+        return sum(wish.span.blocks for wish in self.recipe.wishes)

@@ -112,15 +112,21 @@ def bound(task: Task, scores: Scores) -> Bound:
 
 
 def forecast(task: Task, scores: Scores, promise: float | None) -> Forecast:
-    """What the certify split will say, judged from scores on other samples.
+    """What the task's certify split will say, judged from scores on other samples."""
+    fresh = task.units(task.splits.certify)
+    return foretell(scores, fresh, promise, task.metric if task.is_exact else None)
 
-    Many plans are compared on these, so a gain seen there is taken for luck: no more samples are
-    expected to get better than worse, and no drop below zero.
+
+def foretell(scores: Scores, fresh: int, promise: float | None, exact: str | None) -> Forecast:
+    """What `fresh` other samples will say; `exact` names the metric where its bound is exact.
+
+    Many plans are compared on these scores, so a gain seen there is taken for luck: no more samples
+    are expected to get better than worse, and no drop below zero.
     """
-    seen, fresh = len(scores.damage), task.units(task.splits.certify)
+    seen = len(scores.damage)
     worse, better = counts(scores)
-    if task.is_exact:
-        paired = task.metric == "accuracy"
+    if exact is not None:
+        paired = exact == "accuracy"
         better = min(worse, better) if paired else 0
         share = fresh / seen
         if paired:

@@ -24,6 +24,7 @@ from ..ir.onnx_unfuse import unfuse
 from ..passes.budget import Budget
 from ..passes.costs import Costs
 from ..passes.facts import Facts
+from ..passes.layout import anatomies, offered
 from ..passes.optimize import (
     Freeze,
     freeze_in_memory,
@@ -35,7 +36,7 @@ from ..passes.optimize import optimize as run_optimize
 from ..passes.pipeline import Switches
 from ..passes.plan import LatencyRecord, Plan, read_plan, tensors_path
 from ..passes.replay import replay, require_parent, resolve
-from ..passes.score import anatomies, offered, score
+from ..passes.score import score
 from ..passes.task import Stage, Task, make_task, silent
 from ..passes.verify import verify as run_verify
 from .results import (
@@ -158,9 +159,9 @@ def inspect(model: Model, data: object = None, **settings: Any) -> Inspection:
         return Inspection(
             read_in,
             task.plain.graph,
-            survey.anatomies,
+            survey.layout.anatomies,
             found,
-            survey.refusals,
+            survey.layout.refusals,
             survey,
             task.data.random,
         )

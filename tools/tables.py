@@ -87,14 +87,14 @@ def show_result(console: Console, result: Result) -> None:
     if plan.verdict is not None:
         show_verdict(console, plan.verdict)
     show_random(console, plan.data.random)
-    names = _block_names(result.optimized.survey.anatomies)
+    names = _block_names(result.optimized.layout.anatomies)
     show_refusals(console, [(r.name, r.reason) for r in plan.refusals], names)
 
 
 def _before_after(result: Result) -> Table:
     plan, before, after = result.plan, result.before, result.after
     table = _table("", "before", "after", "change")
-    blocks = sum(len(stream.blocks) for stream in result.optimized.survey.anatomies)
+    blocks = sum(len(stream.blocks) for stream in result.optimized.layout.anatomies)
     left = blocks - sum(decision.blocks for decision in plan.decisions)
     table.add_row("blocks", str(blocks), f"{left:.4g}", _change(blocks, left))
     for name, old, new in _weights(before, after):

@@ -1,0 +1,84 @@
+"""Layout: the streams of a model, their units and blocks, and the spans of these that may go."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ..calibration.runtime import Runner
+from ..calibration.sweep import observe_shapes
+from ..ir.blocks import Anatomy, anatomy
+from ..ir.cuts import find_chains
+from ..ir.errors import Unsupported
+from ..ir.graph import Graph
+from ..ir.onnx_file import OnnxModel
+from ..ir.spans import ObservedShapes, Refusal, Span, prove
+from .task import Task
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The streams of a model, shapes seen on data, and its single units and blocks."""
+
+    anatomies: tuple[Anatomy, ...]
+    observed: ObservedShapes
+    spans: tuple[Span, ...]
+    refusals: tuple[Refusal, ...]
+
+
+def lay_out(task: Task) -> Layout:
+    """The layout of a task's model. Raises Unsupported where there is nothing to replace."""
+    streams = anatomies(task.plain)
+    observed = observe(task, streams)
+    spans, refusals = offered(task.plain.graph, streams, observed)
+    return Layout(streams, observed, tuple(spans), tuple(refusals))
+
+
+def anatomies(model: OnnxModel) -> tuple[Anatomy, ...]:
+    """The streams of a model, their units and blocks. Raises Unsupported where there is none."""
+    graph = model.graph
+    chains = find_chains(graph)
+    if not chains:
+        raise Unsupported(
+            "no cut points: from no floating input or embedding does everything run through one "
+            f"value before the outputs {', '.join(graph.outputs)}; there is no block to replace"
+        )
+    return tuple(anatomy(graph, chain) for chain in chains)
+
+
+def offered(
+    graph: Graph, streams: Sequence[Anatomy], observed: ObservedShapes | None
+) -> tuple[list[Span], list[Refusal]]:
+    """The spans of single units and single blocks, and the refusals among them.
+
+    Raises Unsupported where nothing at all is offered.
+    """
+    spans: list[Span] = []
+    refusals: list[Refusal] = []
+    largest = (-1, "")
+    for stream in streams:
+        ends = [(u.start, u.stop) for u in stream.units]
+        ends += [(b.start, b.stop) for b in stream.blocks]
+        for start, stop in dict.fromkeys(ends):
+            proved = prove(graph, stream, start, stop, observed)
+            if isinstance(proved, Span):
+                spans.append(proved)
+            else:
+                refusals.append(proved)
+                size = sum(unit.parameters for unit in stream.units[start:stop])
+                why = f"; {proved.name}: {proved.reason} ({proved.node})"
+                largest = max(largest, (size, why), key=lambda found: found[0])
+    if not spans:
+        raise Unsupported(
+            f"no span can be replaced: {len(streams[0].chain.cuts)} cut points and not two "
+            f"neighbours of one shape with nothing leading round{largest[1]}"
+        )
+    return spans, refusals
+
+
+def observe(task: Task, streams: Sequence[Anatomy]) -> ObservedShapes:
+    """Shapes of all cut values on two batches of the fit split."""
+    cuts = [cut for stream in streams for cut in stream.chain.cuts]
+    values = [value for cut in cuts for value in cut.values]
+    runner = Runner(task.plain, task.runtime, values)
+    return observe_shapes(runner, task.data, task.splits.fit, values)

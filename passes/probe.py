@@ -1,0 +1,311 @@
+"""Probe: what each surrogate of each span would do to the output, seen on a few samples.
+
+The original is walked once over a thinned part of the fit and select splits. Every span of up to
+four blocks is solved in all its forms from the moments at its ends. The error predicted from these,
+times how much the output feels an error there, says which are worth being measured: there the
+surrogate's value runs on to the output through the nodes that follow, alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..calibration.data import Spool
+from ..calibration.equations import Equations
+from ..calibration.features import as_rows
+from ..calibration.runtime import Runner, cut_rows
+from ..calibration.solve import Solution, Spectrum, solve_held_out
+from ..calibration.tape import Tape
+from ..ir.onnx_linear import Linear
+from ..ir.spans import Span, prove
+from .costs import CostModel
+from .fit import NEGLIGIBLE, Pair, Walk
+from .forms import Forms
+from .layout import Layout
+from .rows import picked_rows
+from .stops import Stop
+from .surrogates import Problem, Wish, problem
+from .task import Advance, Reference, Samples
+
+LONGEST_RUN_BLOCKS = 4
+MEASURED_PER_UNIT = 4
+"""How many surrogates are measured at the output, on average for each unit."""
+
+FEWEST_FIT, MOST_SELECT = 128, 64
+"""Samples to solve on at least, and to measure on at most."""
+
+ROWS_PER_COLUMN = 10
+
+
+@dataclass(frozen=True)
+class Option:
+    """A surrogate by itself: its error at the exit, E |y - map|^2 / tr(Cyy), the damage at the
+    output, and whether that was measured or follows from the error.
+    """
+
+    wish: Wish
+    error: float
+    damage: float
+    measured: bool = True
+
+
+class Probe:
+    """Solves and measures single surrogates of one task."""
+
+    def __init__(
+        self, layout: Layout, walk: Walk, forms: Forms, costs: CostModel, emphasis: float
+    ) -> None:
+        self.task, self.layout, self.walk, self.forms = walk.task, layout, walk, forms
+        self.costs, self.emphasis = costs, emphasis
+        self._stops = {stop.value: stop for stop in walk.stops}
+        self._variances: dict[str, float] = {}
+        self._numbers: dict[Wish, int] = {}
+        self._spool = Spool()
+
+    def options(self) -> list[Option]:
+        """All surrogates worth a thought, those of least damage for what they save measured."""
+        wishes = [
+            Wish(span, form)
+            for span in self._spans()
+            for form in self.forms.offered(span)
+            if self._is_worthwhile(Wish(span, form))
+        ]
+        select = thinned(self.task.splits.select, MOST_SELECT)
+        fit = thinned(self.task.splits.fit, self._fit_samples(wishes))
+        places = self._places(Pair(self.walk.tape(fit), self.walk.tape(select)), wishes)
+        errors = self._errors(places, wishes)
+        with Reference(self.task, select, "original on a few samples") as reference:
+            return self._measured(places, reference, errors)
+
+    def _spans(self) -> list[Span]:
+        """Every provable stretch of up to four blocks, wherever it begins."""
+        found = []
+        for stream in self.layout.anatomies:
+            longest = LONGEST_RUN_BLOCKS * max((b.stop - b.start for b in stream.blocks), default=1)
+            units = len(stream.units)
+            for start in range(units):
+                for stop in range(start + 1, min(start + longest, units) + 1):
+                    if stream.block_share(start, stop) == 0.0:
+                        continue
+                    graph, observed = self.task.plain.graph, self.layout.observed
+                    proved = prove(graph, stream, start, stop, observed)
+                    if isinstance(proved, Span) and proved.exit in self._stops:
+                        found.append(proved)
+        return found
+
+    def _is_worthwhile(self, wish: Wish) -> bool:
+        """Whether the span is more than what would replace it."""
+        span, graph = wish.span, self.task.plain.graph
+        stored = 0
+        if wish.form not in ("identity", "folded"):
+            asked = problem(self.task.plain, wish.form, span, self._linear(span))
+            stored = asked.prior.size + span.width
+        return graph.parameters(span.removed) > stored or self.costs.gained_ms(wish) > 0
+
+    def _linear(self, span: Span) -> Linear | None:
+        stop = self.forms.stop(span)
+        return None if stop is None else stop.linear
+
+    def _fit_samples(self, wishes: Sequence[Wish]) -> int:
+        """Enough rows for every column of the widest map of the stream."""
+        most = 1
+        for span in {wish.span.entry: wish.span for wish in wishes}.values():
+            shape = self.layout.observed[span.entry][0]
+            batch = self.layout.observed[span.entry][0][0]
+            rows = max(1, int(np.prod(shape)) // (span.width * batch)) if batch else 1
+            most = max(most, -(-ROWS_PER_COLUMN * 2 * span.width // rows))
+        return max(FEWEST_FIT, most)
+
+    def _places(self, tapes: Pair, wishes: Sequence[Wish]) -> dict[str | None, Pair]:
+        """Where the original stands at every stop, with what surrogates from there are made of."""
+        reads: dict[str | None, dict[str, None]] = {}
+        for wish in wishes:
+            stop = self.forms.stop(wish.span)
+            asked = self._asked(wish)
+            given = [asked.given.value] if asked.given else []
+            names = reads.setdefault(None if stop is None else stop.value, {})
+            names.update(dict.fromkeys([f.value for f in asked.features] + given))
+        found: dict[str | None, Pair] = {}
+        for tape in tapes:
+            tape.reach(reads.get(None, ()))
+        found[None] = Pair(tapes.fit.fork(), tapes.select.fork())
+        with self.task.stage("walk over a few samples", len(self.walk.stops)) as advance:
+            for stop in self.walk.stops:
+                for tape in tapes:
+                    self.walk.pass_by(tape, stop, stop.live)
+                    tape.reach(reads.get(stop.value, ()))
+                found[stop.value] = Pair(tapes.fit.fork(), tapes.select.fork())
+                for tape in tapes:
+                    tape.keep([stop.value, *stop.live])
+                advance(1)
+        return found
+
+    def _asked(self, wish: Wish) -> Problem:
+        """What the wish is solved by; the identity by the map of its span, whose prior it is."""
+        form = self.forms.mapping(wish.span) if wish.form == "identity" else wish.form
+        return problem(self.task.plain, form, wish.span, self._linear(wish.span))
+
+    def _errors(
+        self, places: Mapping[str | None, Pair], wishes: Sequence[Wish]
+    ) -> list[tuple[Wish, float]]:
+        """Every wish solved, with its error on the select samples."""
+        groups: dict[tuple[str | None, tuple[object, ...]], list[tuple[Wish, Problem]]] = {}
+        for wish in wishes:
+            asked, stop = self._asked(wish), self.forms.stop(wish.span)
+            key = None if stop is None else stop.value, (asked.features, asked.given)
+            groups.setdefault(key, []).append((wish, asked))
+        found: list[tuple[Wish, float]] = []
+        with self.task.stage("surrogates by themselves", len(groups)) as advance:
+            for (begin, _), members in groups.items():
+                found += self._solve_group(places, begin, members)
+                advance(1)
+        return found
+
+    def _solve_group(
+        self,
+        places: Mapping[str | None, Pair],
+        begin: str | None,
+        members: Sequence[tuple[Wish, Problem]],
+    ) -> list[tuple[Wish, float]]:
+        """Wishes with the same regressors: one Gram matrix, one eigendecomposition."""
+        exits = list(dict.fromkeys(wish.span.exit for wish, _ in members))
+        asked = members[0][1]
+        fit, select = (
+            self._gather(asked, places[begin][side], [places[e][side] for e in exits], exits)
+            for side in (0, 1)
+        )
+        spectrum: Spectrum | None = None
+        found = []
+        for wish, asked in members:
+            seen, held = (side.moments(wish.span.exit, self.emphasis) for side in (fit, select))
+            spectrum = spectrum or Spectrum.of(seen)
+            if wish.form == "identity":
+                solution = Solution(asked.prior, np.zeros(wish.span.width), 0.0, 0, 0, 0.0)
+            else:
+                solution = solve_held_out(seen, held, asked.prior, spectrum=spectrum)
+            self._keep(wish, solution)
+            exit_ = wish.span.exit
+            variance = self._variance(self._stops[exit_], places[exit_].select) or 1.0
+            found.append((wish, held.error(solution.W, solution.b) / variance))
+        return found
+
+    def _gather(
+        self, asked: Problem, begin: Tape, ends: Sequence[Tape], exits: Sequence[str]
+    ) -> Equations:
+        equations = Equations(exits)
+        for now, *then in zip(begin.batches(), *(t.batches() for t in ends), strict=True):
+            x, given = self.walk.columns(asked, now, real=True)
+            values = [piece.real(name) for piece, name in zip(then, exits, strict=True)]
+            axes = [self._stops[name].channel_axis for name in exits]
+            targets = [as_rows(v, axis) for v, axis in zip(values, axes, strict=True)]
+            targets = [y if given is None else y - given for y in targets]
+            weights = self.walk.padding(now, values[0].shape, axes[0])
+            picked = picked_rows(self._stops[exits[0]].picked, values[0].shape, axes[0])
+            equations.add(x, targets, weights, picked)
+        return equations
+
+    def _variance(self, stop: Stop, tape: Tape) -> float:
+        """tr(Cyy) of the original's value at a stop, rows weighed as they are to be solved."""
+        if stop.value not in self._variances:
+            equations = Equations(["y"])
+            for piece in tape.batches():
+                value = piece.real(stop.value)
+                rows = as_rows(value, stop.channel_axis)
+                weights = self.walk.padding(piece, value.shape, stop.channel_axis)
+                picked = picked_rows(stop.picked, value.shape, stop.channel_axis)
+                equations.add(rows[:, :1], [rows], weights, picked)
+            self._variances[stop.value] = equations.moments("y", self.emphasis).variance
+        return self._variances[stop.value]
+
+    def _keep(self, wish: Wish, solution: Solution) -> None:
+        """Put a solution on disk; single precision is what it is applied in."""
+        name = self._name(wish)
+        for part, array in (("W", solution.W), ("b", solution.b)):
+            self._spool.write(f"{name}.{part}", array.astype(np.float32).reshape(-1))
+
+    def _kept(self, wish: Wish) -> Solution:
+        name, width = self._name(wish), wish.span.width
+        W, b = (
+            np.fromfile(self._spool.path(f"{name}.{part}"), np.float32).astype(np.float64)
+            for part in "Wb"
+        )
+        return Solution(W.reshape(-1, width), b, 0.0, 0, 0, 0.0)
+
+    def _name(self, wish: Wish) -> str:
+        return str(self._numbers.setdefault(wish, len(self._numbers)))
+
+    def _measured(
+        self,
+        places: Mapping[str | None, Pair],
+        reference: Reference,
+        errors: Sequence[tuple[Wish, float]],
+    ) -> list[Option]:
+        """Measure at each exit the surrogate of least error, then those that promise most."""
+        best: dict[str, tuple[Wish, float]] = {}
+        for wish, error in errors:
+            if wish.span.exit not in best or error < best[wish.span.exit][1]:
+                best[wish.span.exit] = wish, error
+        units = sum(len(stream.units) for stream in self.layout.anatomies)
+        left = max(MEASURED_PER_UNIT * units, len(best)) - len(best)
+        with self.task.stage("surrogates at the output", len(best) + left) as advance:
+            damages = self._damages(places, reference, [w for w, _ in best.values()], advance)
+            feels = {
+                name: damages[wish] / max(error, NEGLIGIBLE) for name, (wish, error) in best.items()
+            }
+
+            def expected(found: tuple[Wish, float]) -> float:
+                return max(found[1] * feels[found[0].span.exit], 0.0)
+
+            others = [found for found in errors if found[0] not in damages]
+            others.sort(key=lambda found: expected(found) / self.costs.saved_ms(found[0]))
+            damages |= self._damages(places, reference, [w for w, _ in others[:left]], advance)
+        return [
+            Option(wish, error, damages.get(wish, expected((wish, error))), wish in damages)
+            for wish, error in errors
+        ]
+
+    def _damages(
+        self,
+        places: Mapping[str | None, Pair],
+        reference: Reference,
+        wishes: Sequence[Wish],
+        advance: Advance,
+    ) -> dict[Wish, float]:
+        """The damage at the output, by the smooth metric; one session for each exit."""
+        found: dict[Wish, float] = {}
+        for exit_ in dict.fromkeys(wish.span.exit for wish in wishes):
+            stop, output = self._stops[exit_], self.task.output
+            given = [exit_, *stop.live]
+            rest = None if output in given else self.walk.pieces.open(given, [output])
+            for wish in (wish for wish in wishes if wish.span.exit == exit_):
+                outputs = self._outputs(places, wish, rest)
+                found[wish] = max(reference.damage(outputs), 0.0)
+                advance(1)
+        return found
+
+    def _outputs(
+        self, places: Mapping[str | None, Pair], wish: Wish, rest: Runner | None
+    ) -> Iterator[NDArray[np.floating]]:
+        """Outputs of the model with one surrogate, batch by batch."""
+        begin, exit_ = self.forms.stop(wish.span), wish.span.exit
+        now = places[None if begin is None else begin.value].select
+        then, asked, solution = places[exit_].select, self._asked(wish), self._kept(wish)
+        output = self.task.output
+        for piece, truth in zip(now.batches(), then.batches(), strict=True):
+            shape = truth.values[exit_].shape
+            made = np.ascontiguousarray(self.walk.applied(piece, asked, solution, shape))
+            values = {**truth.feeds, **truth.values, exit_: made}
+            if rest is not None:
+                values = rest.run_whole({name: values[name] for name in rest.inputs})
+            yield cut_rows(values[output], len(truth.samples), truth.size)
+
+
+def thinned(samples: Samples, most: int) -> Samples:
+    """At most so many of the samples, evenly spread."""
+    if len(samples) <= most:
+        return samples
+    return samples[np.linspace(0, len(samples) - 1, most).round().astype(np.int64)]
