@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from ..ir.errors import BadInput
 from .moments import Array, Centred, CoMoment, Moments
 
 Floats = NDArray[np.floating]
@@ -59,7 +60,7 @@ class Equations:
     def moments(self, target: str, emphasis: float = 1.0) -> Moments:
         """Moments of all columns and a target, each emphasised row counting `emphasis` times.
 
-        Raises ValueError where no row has any weight.
+        Raises BadInput where the mask hides every row.
         """
         xx, xy, yy = (self._total(key, emphasis) for key in ("", f"xy {target}", f"yy {target}"))
         return Moments.of(xx, xy, yy)
@@ -70,7 +71,7 @@ class Equations:
             picked = picked.scaled(emphasis)
         total = others or picked
         if total is None or total.weight == 0.0:
-            raise ValueError("no row has any weight")
+            raise BadInput("the mask hides every row; check the mask in the data")
         if others is not None and picked is not None:
             total = others.copy()
             total.absorb(picked)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from ..ir.errors import BadInput
 from ..ir.windows import Window
 from .moments import Array
 
@@ -37,6 +38,15 @@ def rows_of(feature: Feature, array: Floats, mask: Array | None = None) -> Float
     if feature.pooled:
         return pooled_rows(array, feature.channel_axis, mask)
     return as_rows(array, feature.channel_axis)
+
+
+def require_finite(rows: Floats, value: str) -> None:
+    """BadInput where the rows of an inner value hold NaN or Inf."""
+    if not np.isfinite(rows).all():
+        raise BadInput(
+            f"the model's inner value {value!r} holds NaN or Inf on these samples; "
+            "check the model and the scale of the data"
+        )
 
 
 def as_rows(array: Floats, channel_axis: int) -> Floats:

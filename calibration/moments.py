@@ -89,8 +89,7 @@ class Centred:
             mean = rows.mean(axis=0, dtype=np.float64)
         else:
             mean = weights @ rows.astype(np.float64) / total
-        with np.errstate(invalid="ignore", over="ignore"):  # the mean tells of NaN and Inf
-            centred = rows - mean.astype(rows.dtype)
+        centred = rows - mean.astype(rows.dtype)
         scaled = centred if weights is None else centred * weights.astype(rows.dtype)[:, None]
         return cls(centred, scaled, mean, total, count)
 

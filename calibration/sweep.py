@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from ..ir.errors import BadInput
 from .data import Dataset
-from .features import as_rows
+from .features import as_rows, require_finite
 from .masks import row_weights
 from .metrics.cosine import row_cosines, row_norms
 from .moments import Array, Centred, CoMoment, Moments
@@ -46,13 +46,9 @@ class Statistics:
             v: None if mask is None else row_weights(mask, taps[v].shape, self._axis[v])
             for v in self.values
         }
+        for name, value in rows.items():
+            require_finite(value, name)
         centred = {v: Centred.of(rows[v], weights[v]) for v in self.values}
-        for name, value in centred.items():
-            if not np.isfinite(value.mean).all():
-                raise BadInput(
-                    f"the model's inner value {name!r} holds NaN or Inf on these samples; "
-                    "check the model and the scale of the data"
-                )
         for a, b in self._keys():
             product = CoMoment.of(centred[a], centred[b])
             if (a, b) in self._products:

@@ -7,7 +7,7 @@ cost of any plan follows by addition; the chosen one is measured for itself in t
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -91,25 +91,40 @@ def _kind(unit: Unit) -> object:
 
 def measure_costs(task: Task, layout: Layout, profile: Profile) -> Costs:
     """Time the model against itself without one unit of each kind and with surrogates in place."""
+
+    def timed(models: Sequence[OnnxModel]) -> list[float]:
+        runners = [Runner(model, task.runtime) for model in models]
+        with task.stage("latency of units", 1) as advance:
+            found = [timing.median_ms for timing in take_turns(runners, profile)]
+            advance(1)
+        return found
+
+    return weigh(task.plain, layout, timed)
+
+
+def weigh(
+    model: OnnxModel, layout: Layout, weights: Callable[[Sequence[OnnxModel]], Sequence[float]]
+) -> Costs:
+    """Costs in whatever `weights` gives for models: the whole, and with one unit changed.
+
+    Units never cost more than the model: what noise says beyond is shared out among them.
+    """
     chosen = _representatives(layout)
-    timed = [
+    changed = [
         (kind, form, span)
         for kind, span in chosen.items()
         for form in ("identity", *TIMED)
         if _can_be(span, form)
     ]
-    runners = [Runner(task.plain, task.runtime)]
-    runners += [
-        Runner(_with(task.plain, blank(task.plain, Wish(span, form))), task.runtime)
-        for _, form, span in timed
-    ]
-    with task.stage("latency of units", 1) as advance:
-        whole, *rest = [timing.median_ms for timing in take_turns(runners, profile)]
-        advance(1)
-    found = {(kind, form): ms for (kind, form, _), ms in zip(timed, rest, strict=True)}
+    models = [_with(model, blank(model, Wish(span, form))) for _, form, span in changed]
+    whole, *rest = weights([model, *models])
+    found = {(kind, form): cost for (kind, form, _), cost in zip(changed, rest, strict=True)}
+    units = {kind: max(0.0, whole - found[kind, "identity"]) for kind in chosen}
+    kinds = [kind for stream in layout.anatomies for kind in unit_kinds(stream)]
+    excess = max(1.0, sum(units.get(kind, 0.0) for kind in kinds) / whole)
     return Costs(
         whole,
-        {kind: max(0.0, whole - found[kind, "identity"]) for kind in chosen},
+        {kind: cost / excess for kind, cost in units.items()},
         {
             kind: {
                 form: max(0.0, found[kind, form] - found[kind, "identity"])

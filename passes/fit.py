@@ -124,13 +124,18 @@ class Walk(Rows):
         return [walker.arrive() for walker in walkers]
 
     def solved_on_both(
-        self, recipe: Recipe, replacements: Sequence[Replacement]
-    ) -> tuple[Replacement, ...]:
-        """A recipe's replacements solved once more, on both splits together, every choice kept."""
-        known = {replacement.span.exit: replacement for replacement in replacements}
-        (again,) = self([replace(recipe, known=known)])
-        again.close()
-        return again.replacements
+        self, solved: Sequence[tuple[Recipe, Sequence[Replacement]]]
+    ) -> list[tuple[Replacement, ...]]:
+        """Recipes' replacements solved once more, on both splits together, every choice kept."""
+        recipes = [
+            replace(recipe, known={replacement.span.exit: replacement for replacement in made})
+            for recipe, made in solved
+        ]
+        found = []
+        for again in self(recipes):
+            again.close()
+            found.append(again.replacements)
+        return found
 
     def pass_by(
         self, tape: Tape, stop: Stop, live: Sequence[str], solution: Solution | None = None
@@ -313,7 +318,8 @@ class _Walker:
 
         Where the ridge is known it is solved on both splits together.
         """
-        healing, prior, ridges = self.recipe.healing, asked.prior, RIDGES
+        healing, prior = self.recipe.healing, asked.prior
+        ridges: tuple[float, ...] = RIDGES
         fit, held = (
             self.walk.equations(
                 tape, truth, asked, stop.picked, whole=self.recipe.known is not None

@@ -98,7 +98,8 @@ def mixes(task: Task, pieces: Pieces, entry: str, exit_: str, channel_axis: int)
     runner = pieces.open([entry], [exit_])
     size = float(np.abs(flat).mean()) or 1.0
     rows = []
-    for step in (0.0, NUDGE * size):
+    nudge = NUDGE * size * np.random.default_rng(0).standard_normal(flat.shape[-1])
+    for step in (0.0, nudge):  # of no one direction: a norm takes out what all channels share
         flat[:, last] += np.asarray(step, flat.dtype)
         moved = np.ascontiguousarray(np.moveaxis(x, -1, channel_axis))
         at_hand = {**piece.feeds, entry: moved}

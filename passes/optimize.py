@@ -16,6 +16,7 @@ from .budget import Budget
 from .costs import CostModel, Costs, measure_costs
 from .fit import Healing
 from .layout import Layout, lay_out
+from .methods import Method, Published
 from .pipeline import ALL_PASSES, Switches, rewrite
 from .plan import (
     DataRecord,
@@ -30,7 +31,7 @@ from .plan import (
 from .replacement import Replacement
 from .search import Search
 from .task import Task
-from .trial import Trial
+from .trial import Trial, Trials
 from .verify import Verdict, forecast, samples_needed, shown, verify
 
 Freeze = Callable[[OnnxModel], OnnxModel]
@@ -60,6 +61,7 @@ def optimize(
     profile: Profile,
     *,
     costs: Costs | None = None,
+    method: Method = "blockfold",
     freeze: Freeze = freeze_in_memory,
     switches: Switches = ALL_PASSES,
 ) -> Optimized:
@@ -71,13 +73,18 @@ def optimize(
     require_enough_samples(task, budget.max_drop)
     layout = lay_out(task)
     costs = costs or measure_costs(task, layout, profile)
-    search = Search(task, layout, CostModel(layout.anatomies, costs), budget)
-    trials = search.run()
-    confirmed = budget.confirmed(trials, lambda scores: forecast(task, scores, budget.max_drop))
-    if confirmed is None:
-        raise NotMet(_why_nothing(task, trials, budget))
-    chosen, expected = confirmed
-    replacements = search.solved_on_both(chosen)
+    model_of_costs = CostModel(layout.anatomies, costs)
+    with Trials(task, layout, model_of_costs, budget.max_drop) as trials:
+        if method == "blockfold":
+            Search(trials, budget).run()
+        else:
+            trials.fit(Published(trials).recipes(method, budget))
+        tried = trials.done
+        confirmed = budget.confirmed(tried, lambda scores: forecast(task, scores, budget.max_drop))
+        if confirmed is None:
+            raise NotMet(_why_nothing(task, tried, budget))
+        chosen, expected = confirmed
+        (replacements,) = trials.solved_on_both([chosen])
     tensors = tensor_bytes(tensors_of(replacements))
     plan = make_plan(
         task, budget, switches, replacements, chosen.recipe.healing, layout.refusals, tensors
@@ -90,7 +97,7 @@ def optimize(
     plan = plan.model_copy(
         update={
             "costs": costs,
-            "trials": tuple(map(_trial_record, trials)),
+            "trials": tuple(map(_trial_record, tried)),
             "latency": latency,
             "verdict": verdict,
         }

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from ..calibration.data import Spool
 from ..calibration.equations import Equations
-from ..calibration.features import as_rows
+from ..calibration.features import as_rows, require_finite
 from ..calibration.runtime import Runner, cut_rows
 from ..calibration.solve import Solution, Spectrum, solve_held_out
 from ..calibration.tape import Tape
@@ -66,7 +66,7 @@ class Probe:
         self._numbers: dict[Wish, int] = {}
         self._spool = Spool()
 
-    def options(self) -> list[Option]:
+    def options(self) -> tuple[Option, ...]:
         """All surrogates worth a thought, those of least damage for what they save measured."""
         wishes = [
             Wish(span, form)
@@ -79,7 +79,7 @@ class Probe:
         places = self._places(Pair(self.walk.tape(fit), self.walk.tape(select)), wishes)
         errors = self._errors(places, wishes)
         with Reference(self.task, select, "original on a few samples") as reference:
-            return self._measured(places, reference, errors)
+            return tuple(self._measured(places, reference, errors))
 
     def _spans(self) -> list[Span]:
         """Every provable stretch of up to four blocks, wherever it begins."""
@@ -202,6 +202,8 @@ class Probe:
             values = [piece.real(name) for piece, name in zip(then, exits, strict=True)]
             axes = [self._stops[name].channel_axis for name in exits]
             targets = [as_rows(v, axis) for v, axis in zip(values, axes, strict=True)]
+            for rows, name in zip((x, *targets), (asked.features[0].value, *exits), strict=True):
+                require_finite(rows, name)
             targets = [y if given is None else y - given for y in targets]
             weights = self.walk.padding(now, values[0].shape, axes[0])
             picked = picked_rows(self._stops[exits[0]].picked, values[0].shape, axes[0])

@@ -17,6 +17,7 @@ from .layout import anatomies, observe
 from .optimize import make_plan, provenance
 from .pipeline import Switches, rewrite
 from .plan import Decision, Plan, replacements_of, tensor_bytes, tensors_of
+from .replacement import Replacement
 from .stops import find_stops
 from .surrogates import CONTEXT, FOLDED, Wish
 from .task import Task
@@ -54,10 +55,11 @@ def resolve(task: Task, plan: Plan) -> tuple[PassResult, Plan, bytes]:
     walk = Walk(task, find_stops(task, list(streams.values()), observed))
     for wish in wishes:
         _require_form(wish, walk)
-    (fitted,) = walk([Recipe(wishes, plan.healing)]) if wishes else [None]
-    if fitted:
+    replacements: tuple[Replacement, ...] = ()
+    if wishes:
+        (fitted,) = walk([Recipe(wishes, plan.healing)])
         fitted.close()
-    replacements = walk.solved_on_both(fitted.recipe, fitted.replacements) if fitted else ()
+        (replacements,) = walk.solved_on_both([(fitted.recipe, fitted.replacements)])
     tensors = tensor_bytes(tensors_of(replacements))
     fresh = make_plan(
         task, plan.budget, switches, replacements, plan.healing, plan.refusals, tensors

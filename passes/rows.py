@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..calibration.equations import Equations
-from ..calibration.features import as_rows, from_rows, rows_of
+from ..calibration.features import as_rows, from_rows, require_finite, rows_of
 from ..calibration.masks import row_weights
 from ..calibration.moments import Array, Centred, CoMoment
 from ..calibration.solve import Solution
@@ -48,6 +48,8 @@ class Rows:
             value = then.real(asked.target.value)
             x, given = self.columns(asked, now, real=True)
             y = as_rows(value, axis)
+            require_finite(x, asked.features[0].value)
+            require_finite(y, asked.target.value)
             y = y if given is None else y - given
             weights = self.padding(now, value.shape, axis)
             chosen = picked_rows(picked, value.shape, axis)

@@ -10,22 +10,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
-from ..ir.onnx_file import OnnxModel
 from .budget import ENOUGH_CHANCE, Budget
-from .cleanup import Cleanup
 from .compose import Label, compose
-from .costs import CostModel
-from .fit import Fitted, Healing, Recipe, Walk
-from .forms import Forms
-from .layout import Layout
+from .fit import Healing, Recipe
 from .probe import Option, Probe
-from .replacement import Replacement
-from .stops import find_stops
-from .substitute import Substitute
 from .surrogates import Wish, problem
-from .task import Reference, Task
-from .trial import Trial
-from .verify import forecast
+from .trial import Trial, Trials
 
 EMPHASES = (1.0, 30.0)
 """Weights to try for rows that alone are read in the end."""
@@ -43,51 +33,38 @@ MARGIN = 0.03
 """What share of the time a plan must save beyond the speed-up asked for: costs are measured too."""
 
 
-def build(model: OnnxModel, replacements: Sequence[Replacement]) -> OnnxModel:
-    """The model with the replacements made and what they free removed."""
-    return Cleanup()(Substitute(replacements)(model).model).model
-
-
 class Search:
-    """One search on one task; `trials` lists all that was measured, in order."""
+    """One search; what it fits and measures are trials."""
 
-    def __init__(self, task: Task, layout: Layout, costs: CostModel, budget: Budget) -> None:
-        self.task, self.layout, self.costs, self.budget = task, layout, costs, budget
-        self.walk = Walk(task, find_stops(task, layout.anatomies, layout.observed))
-        self.forms = Forms(task, self.walk, layout.anatomies)
-        self.trials: list[Trial] = []
-        self.options: list[Option] = []
+    def __init__(self, trials: Trials, budget: Budget, margin: float = MARGIN) -> None:
+        self.trials, self.budget, self.margin = trials, budget, margin
+        self.task, self.costs, self.forms = trials.task, trials.costs, trials.forms
+        self.options: tuple[Option, ...] = ()
         self._damages: dict[Wish, float] = {}
+        self._found: list[Trial] = []
         self._tried: set[frozenset[Wish]] = set()
-        picked = any(stop.picked for stop in self.walk.stops)
+        picked = any(stop.picked for stop in trials.walk.stops)
         self._emphases = EMPHASES if picked else EMPHASES[:1]
 
-    def run(self) -> list[Trial]:
-        """Probe, compose, fit, improve."""
+    def run(self, options: Sequence[Option] = ()) -> list[Trial]:
+        """Probe, unless `options` are known, then compose, fit and improve."""
         emphasis = self._emphases[-1]
-        probe = Probe(self.layout, self.walk, self.forms, self.costs, emphasis)
-        self.options = probe.options()
+        walk, layout = self.trials.walk, self.trials.layout
+        self.options = (
+            tuple(options) or Probe(layout, walk, self.forms, self.costs, emphasis).options()
+        )
         self._damages = {option.wish: option.damage for option in self.options}
         labels = compose(self._damages, self._gains, DEPTH if self.budget.has_target else 1)
         if self.budget.has_target:
             labels = [label for label in labels if self._reaches(label)] or labels[-1:]
         if not labels:
             return []
-        fit, select = self.task.splits.fit, self.task.splits.select
-        with (
-            Reference(self.task, fit, "original on fit") as self._fit,
-            Reference(self.task, select, "original on select") as self._select,
-        ):
-            if self.budget.has_target:
-                self._fit_all(label.wishes for label in labels[:WIDTH])
-            else:
-                self._narrow_down(sorted(labels, key=lambda label: label.gains[0]))
-            self._improve()
-        return self.trials
-
-    def solved_on_both(self, trial: Trial) -> tuple[Replacement, ...]:
-        """A trial's replacements solved once more, on fit and select, every choice kept."""
-        return self.walk.solved_on_both(trial.recipe, trial.replacements)
+        if self.budget.has_target:
+            self._fit_all(label.wishes for label in labels[:WIDTH])
+        else:
+            self._narrow_down(sorted(labels, key=lambda label: label.gains[0]))
+        self._improve()
+        return self._found
 
     def _gains(self, wish: Wish) -> tuple[float, ...]:
         """What the budget counts: time saved where it counts nothing else."""
@@ -117,7 +94,7 @@ class Search:
         if budget.max_size_bytes is not None:
             least.append(float(self.task.model.size_bytes - budget.max_size_bytes))
         if budget.speedup is not None:
-            least.append((1 - 1 / budget.speedup + MARGIN) * self.costs.model_ms)
+            least.append((1 - 1 / budget.speedup + self.margin) * self.costs.model_ms)
         return all(gain >= low for gain, low in zip(label.gains, least, strict=True))
 
     def _narrow_down(self, labels: Sequence[Label]) -> None:
@@ -157,8 +134,8 @@ class Search:
 
     def _best(self) -> Trial:
         """The trial to go on from: the one that would be chosen now, else the nearest."""
-        ranked = self.budget.ranked([trial for trial in self.trials if self._is_good(trial)])
-        return ranked[0] if ranked else self.budget.nearest(self.trials)[0]
+        ranked = self.budget.ranked([trial for trial in self._found if self._is_good(trial)])
+        return ranked[0] if ranked else self.budget.nearest(self._found)[0]
 
     def _neighbours(self, trial: Trial) -> Iterator[tuple[Wish, ...]]:
         """Sets like this one: richer forms, then one surrogate added, dropped or swapped.
@@ -209,31 +186,13 @@ class Search:
         self._tried |= set(map(frozenset, chosen))
         recipes = [Recipe(wishes, Healing(self._emphases[-1])) for wishes in chosen]
         others = [Recipe(chosen[0], Healing(emphasis)) for emphasis in self._emphases[:-1]]
-        trials = [self._trial(fitted) for fitted in self.walk([*recipes, *others])]
+        trials = self.trials.fit([*recipes, *others])
         if others:
             rivals = [trials[0], *trials[len(recipes) :]]
             best = min(rivals, key=lambda trial: trial.damage)
             self._emphases = (best.recipe.healing.emphasis,)
-        self.trials += trials
+        self._found += trials
         return trials[: len(recipes)]
-
-    def _trial(self, fitted: Fitted) -> Trial:
-        output, wishes = self.task.output, fitted.recipe.wishes
-        scores = self._select.score_outputs(fitted.tapes.select.real(output))
-        fresh = self._fit.score_outputs(fitted.tapes.fit.real(output))
-        damage = self._select.damage(fitted.tapes.select.real(output))
-        fitted.close()
-        return Trial(
-            fitted.recipe,
-            fitted.replacements,
-            scores,
-            fresh,
-            damage,
-            forecast(self.task, scores, self.budget.max_drop),
-            sum(map(self.costs.saved_ms, wishes)),
-            self.costs.speedup(wishes),
-            build(self.task.plain, fitted.replacements).size_bytes,
-        )
 
 
 def _place(wish: Wish) -> tuple[str, int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -154,6 +154,12 @@ class Reference:
     def _file(self, at: int) -> Path:
         return Path(self._folder.name) / f"{at}.npy"
 
+    def outputs(self) -> Iterator[NDArray[Any]]:
+        """The original's outputs (rows, ...), batch by batch."""
+        size = fixed_batch(self._task.model) or self._task.batch
+        for at, _ in enumerate(self._task.data.batches(self.samples, size)):
+            yield np.load(self._file(at), mmap_mode="r")
+
     def score(self, model: OnnxModel) -> Scores:
         """Scores of another model on the same samples, ascending, or on their groups."""
         task = self._task
@@ -175,8 +181,7 @@ class Reference:
         scorer = Scorer(metric, task.own)
         size = fixed_batch(task.model) or task.batch
         batches = task.data.batches(self.samples, size)
-        for at, (batch, new) in enumerate(zip(batches, outputs, strict=True)):
-            original = np.load(self._file(at), mmap_mode="r")
+        for batch, new, original in zip(batches, outputs, self.outputs(), strict=True):
             labels, padding = task.labels(batch.samples), task.padding(batch)
             scorer.add(Outputs(original, new, labels, padding))
         scores = scorer.scores()

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..calibration.quality import Scores
-from .fit import Recipe
+from ..ir.onnx_file import OnnxModel
+from .cleanup import Cleanup
+from .costs import CostModel
+from .fit import Fitted, Recipe, Walk
+from .forms import Forms
+from .layout import Layout
 from .replacement import Replacement
-from .verify import Forecast
+from .stops import find_stops
+from .substitute import Substitute
+from .task import Reference, Task
+from .verify import Forecast, forecast
 
 
 @dataclass(frozen=True)
@@ -31,3 +40,62 @@ class Trial:
     @property
     def blocks(self) -> float:
         return sum(wish.span.blocks for wish in self.recipe.wishes)
+
+
+class Trials:
+    """Fits recipes of one task and measures them; `done` lists all, in order."""
+
+    def __init__(self, task: Task, layout: Layout, costs: CostModel, promise: float | None) -> None:
+        self.task, self.layout, self.costs, self.promise = task, layout, costs, promise
+        self.walk = Walk(task, find_stops(task, layout.anatomies, layout.observed))
+        self.forms = Forms(task, self.walk, layout.anatomies)
+        self.done: list[Trial] = []
+        self._references: tuple[Reference, Reference] | None = None
+
+    def fit(self, recipes: Sequence[Recipe]) -> list[Trial]:
+        """Fit recipes in one walk and measure what comes out."""
+        if self._references is None:
+            fit, select = self.task.splits.fit, self.task.splits.select
+            self._references = (
+                Reference(self.task, fit, "original on fit"),
+                Reference(self.task, select, "original on select"),
+            )
+        trials = [self._measured(fitted) for fitted in self.walk(recipes)]
+        self.done += trials
+        return trials
+
+    def _measured(self, fitted: Fitted) -> Trial:
+        assert self._references is not None
+        output, wishes = self.task.output, fitted.recipe.wishes
+        on_fit, on_select = self._references
+        scores = on_select.score_outputs(fitted.tapes.select.real(output))
+        fresh = on_fit.score_outputs(fitted.tapes.fit.real(output))
+        damage = on_select.damage(fitted.tapes.select.real(output))
+        fitted.close()
+        return Trial(
+            fitted.recipe,
+            fitted.replacements,
+            scores,
+            fresh,
+            damage,
+            forecast(self.task, scores, self.promise),
+            sum(map(self.costs.saved_ms, wishes)),
+            self.costs.speedup(wishes),
+            build(self.task.plain, fitted.replacements).size_bytes,
+        )
+
+    def solved_on_both(self, trials: Sequence[Trial]) -> list[tuple[Replacement, ...]]:
+        """The trials' replacements solved again on fit and select, every choice kept."""
+        return self.walk.solved_on_both([(t.recipe, t.replacements) for t in trials])
+
+    def __enter__(self) -> Trials:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for reference in self._references or ():
+            reference.__exit__(*error)
+
+
+def build(model: OnnxModel, replacements: Sequence[Replacement]) -> OnnxModel:
+    """The model with the replacements made and what they free removed."""
+    return Cleanup()(Substitute(replacements)(model).model).model

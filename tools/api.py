@@ -25,6 +25,7 @@ from ..passes.budget import Budget
 from ..passes.costs import Costs
 from ..passes.facts import Facts
 from ..passes.layout import anatomies, offered
+from ..passes.methods import METHODS, Method
 from ..passes.optimize import (
     Freeze,
     freeze_in_memory,
@@ -101,6 +102,7 @@ def optimize(
     max_size_bytes: int | None = None,
     costs: str | os.PathLike[str] | None = None,
     skip: Sequence[str] = (),
+    method: Method = "blockfold",
     freeze: Freeze = freeze_in_memory,
     **settings: Any,
 ) -> Result:
@@ -109,18 +111,27 @@ def optimize(
     model: a path or a ModelProto. data: anything `--data` takes, or arrays, an iterable, a reader.
     max_drop: quality that may be lost (0.01: one point); speedup, remove (blocks) and
     max_size_bytes: targets. costs: a plan to reuse measured costs of. skip: names of passes to
-    leave out. settings: the fields of Settings.
+    leave out. method: a published method to run instead, for comparison: drop, rba or replaceme.
+    settings: the fields of Settings.
 
     Raises NotMet, BadInput or Unsupported; see the errors.
     """
     options = _settings(settings)
     budget = Budget.of(max_drop, speedup, remove, max_size_bytes)
     switches = Switches(frozenset(skip))
+    if method not in METHODS:
+        raise BadInput(f"method={method!r}: unknown; it is one of {', '.join(METHODS)}")
     with _task(read_model(model), data, options) as task:
         profile = _profile(task, options)
         known = None if costs is None else _costs(Path(costs))
         optimized = run_optimize(
-            task, budget, profile, costs=known, freeze=freeze, switches=switches
+            task,
+            budget,
+            profile,
+            costs=known,
+            method=method,
+            freeze=freeze,
+            switches=switches,
         )
         before, after = (
             Facts.of(weighed, task.runtime, profile) for weighed in (task.model, optimized.model)

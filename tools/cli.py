@@ -20,6 +20,7 @@ from pydantic import BaseModel
 from rich.console import Console
 
 from ..ir.errors import BlockfoldError
+from ..passes.methods import METHODS
 from . import api, options
 from .demo import bundle
 from .progress import bars
@@ -76,6 +77,13 @@ def inspect(model: str, as_json: bool, **given: Any) -> None:
     help="Size to get below, as 1.5MB.",
 )
 @click.option("--costs", metavar="PLAN.json", help="Reuse the latencies measured for this plan.")
+@click.option(
+    "--method",
+    type=click.Choice(METHODS),
+    default="blockfold",
+    show_default=True,
+    help="A published method instead, to compare with.",
+)
 @click.option("--skip", multiple=True, metavar="PASS", help="Leave out a pass: cleanup.")
 @options.judging
 @options.data

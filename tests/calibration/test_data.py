@@ -645,7 +645,7 @@ def test_a_file_that_goes_while_in_use(tmp_path: Path) -> None:
     with open_data(npy_folder(tmp_path / "f", arrays()), INPUTS) as data:
         (tmp_path / "f" / "x.npy").unlink()
         with pytest.raises(BadInput, match=r"x\.npy: gone"):
-            next(data.batches(np.arange(2), 2))
+            assert next(data.batches(np.arange(2), 2)).feeds
 
 
 @pytest.mark.parametrize(
@@ -679,6 +679,7 @@ def test_random_data() -> None:
         assert data.samples == 150
         assert data.digest == same.digest
         (batch,) = data.batches(np.arange(150), 150)
+        assert batch.feeds.keys() == {value.name for value in inputs}
     for value in inputs:
         feed = batch.feeds[value.name]
         assert feed.dtype == value.dtype

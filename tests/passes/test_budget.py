@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,8 @@ from blockfold.calibration.quality import Scores
 from blockfold.ir.errors import BadInput
 from blockfold.ir.spans import Span
 from blockfold.passes.budget import DEFAULT_MAX_DROP, WORTH_CONFIRMING, Budget
+from blockfold.passes.fit import Recipe
+from blockfold.passes.surrogates import Wish
 from blockfold.passes.trial import Trial
 from blockfold.passes.verify import Forecast
 
@@ -25,7 +28,9 @@ def trial(
     speedup: float = 1.0,
     size: int = 100,
 ) -> Trial:
-    return Trial((), Scores(NONE, NONE), Forecast(upper, chance), saved, speedup, size)
+    scores = Scores(NONE, NONE)
+    expected = Forecast(upper, chance)
+    return Trial(Recipe(()), (), scores, scores, upper, expected, saved, speedup, size)
 
 
 @pytest.mark.parametrize(
@@ -96,17 +101,14 @@ def test_all_wishes_bind() -> None:
     assert budget.ranked([*others, good]) == [good]
 
 
-class _Choice:
-    """As much of a Choice as counts blocks."""
-
-    def __init__(self, blocks: float) -> None:
-        self.span = Span("x", 0, 1, "x", "y", -1, 3, "float32", "b", blocks, frozenset(), ())
+def wish(blocks: float) -> Wish:
+    span = Span("x", 0, 1, "x", "y", -1, 3, "float32", "b", blocks, frozenset(), ())
+    return Wish(span, "affine")
 
 
 @pytest.mark.parametrize(("blocks", "reached"), [(0.9, False), (1.0, True), (1.1, True)])
 def test_removed_blocks_are_summed(blocks: float, reached: bool) -> None:
-    shares: Any = tuple(_Choice(blocks / 3) for _ in range(3))
-    made = Trial(shares, Scores(NONE, NONE), Forecast(0, 1), 1.0, 1.0, 1)
+    made = replace(trial(), recipe=Recipe(tuple(wish(blocks / 3) for _ in range(3))))
     assert Budget.of(remove=1).reached(made) is reached
 
 
@@ -131,6 +133,6 @@ def test_targets_that_are_reached_are_equally_near() -> None:
 
 def test_a_very_likely_trial_stays_behind_a_likelier_faster_one() -> None:
     lucky, safe, unsure = (
-        trial(saved=saved, chance=chance) for saved, chance in ((3, 0.99), (2, 0.95), (1, 0.8))
+        trial(saved=saved, chance=chance) for saved, chance in ((3, 0.99), (2, 0.95), (1, 0.7))
     )
     assert Budget.of(max_drop=0.05).ranked([unsure, safe, lucky]) == [lucky, safe]

@@ -14,12 +14,12 @@ from blockfold.calibration.sources import open_data
 from blockfold.calibration.splits import split
 from blockfold.ir.onnx_file import read
 from blockfold.ir.spans import Span
-from blockfold.passes.fit import Healing, Recipe, Walk, Wish
-from blockfold.passes.heal import mixes
+from blockfold.passes.fit import Healing, Recipe, Walk
+from blockfold.passes.forms import mixes
+from blockfold.passes.layout import anatomies, observe, offered
 from blockfold.passes.pipeline import ALL_PASSES, rewrite
-from blockfold.passes.score import anatomies, observe, offered
 from blockfold.passes.stops import find_stops
-from blockfold.passes.surrogates import Form
+from blockfold.passes.surrogates import Form, Wish
 from blockfold.passes.task import Task, make_task
 from blockfold.tests.networks import (
     FLOAT,
@@ -126,6 +126,7 @@ TOKEN_FORMS: tuple[Form, ...] = (
     "affine",
     "affine + context",
     "affine + folded",
+    "affine + folded + context",
 )
 BUILT: dict[str, tuple[onnx.ModelProto, str, tuple[Form, ...]]] = {
     "mlp": (residual_mlp(4), "blocks.1", TOKEN_FORMS),
@@ -145,7 +146,7 @@ def test_the_model_built_gives_what_the_walk_gave(name: str, form: Form) -> None
     data = samples(model, 90)
     with walking(model, data) as (task, walk, spans):
         (fitted,) = walk([Recipe((Wish(spans[block], form),))])
-        again = walk.solved_on_both(fitted)
+        (again,) = walk.solved_on_both([(fitted.recipe, fitted.replacements)])
         assert [r.span.exit for r in again] == [r.span.exit for r in fitted.replacements]
         made = rewrite(task.model, fitted.replacements, {}, ALL_PASSES).model.proto
         onnx.checker.check_model(made, full_check=True)
@@ -206,7 +207,11 @@ def test_only_spans_that_see_what_follows_are_given_the_mean(
     model: onnx.ModelProto, span: str, expected: bool
 ) -> None:
     with walking(model, samples(model, 40)) as (task, walk, spans):
-        assert mixes(task, walk.pieces, spans[span]) is expected
+        assert seen_to_mix(task, walk, spans[span]) is expected
+
+
+def seen_to_mix(task: Task, walk: Walk, span: Span) -> bool:
+    return mixes(task, walk.pieces, span.entry, span.exit, span.channel_axis)
 
 
 def test_attention_without_a_mask_mixes() -> None:
@@ -219,7 +224,7 @@ def test_attention_without_a_mask_mixes() -> None:
     net.head(h, D)
     model = net.model({"x": (FLOAT, ("batch", TOKENS, D))}, LOGITS)
     with walking(model, samples(model, 40)) as (task, walk, spans):
-        assert mixes(task, walk.pieces, spans["blocks.1"])
+        assert seen_to_mix(task, walk, spans["blocks.1"])
 
 
 def test_maps_gated_by_their_own_mean_mix() -> None:
@@ -233,4 +238,4 @@ def test_maps_gated_by_their_own_mean_mix() -> None:
     net.head(h, D, axes=(2, 3))
     model = net.model({"x": (FLOAT, ("batch", 3, 6, 6))}, LOGITS)
     with walking(model, samples(model, 40)) as (task, walk, spans):
-        assert mixes(task, walk.pieces, spans["blocks.1"])
+        assert seen_to_mix(task, walk, spans["blocks.1"])

@@ -11,11 +11,13 @@ from blockfold.calibration.sources import open_data
 from blockfold.calibration.splits import split
 from blockfold.ir.errors import BadInput, NotMet, Unsupported
 from blockfold.ir.onnx_file import read
-from blockfold.passes.costs import CostModel, Costs, measure_costs, unit_kinds
+from blockfold.passes.costs import CostModel, Costs, measure_costs, unit_kinds, weigh
+from blockfold.passes.layout import lay_out, offered
 from blockfold.passes.replacement import Replacement
-from blockfold.passes.score import Redundancy, Survey, offered, score
-from blockfold.passes.search import build
+from blockfold.passes.score import Redundancy, Survey, score
+from blockfold.passes.surrogates import Wish
 from blockfold.passes.task import make_task
+from blockfold.passes.trial import build
 from blockfold.tests.networks import (
     Arrays,
     captured_stream,
@@ -111,7 +113,7 @@ def test_a_network_without_inner_cuts_is_unsupported() -> None:
 
 
 def test_too_few_samples_are_refused_before_any_work(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("blockfold.passes.optimize.score", lambda _: pytest.fail("work began"))
+    monkeypatch.setattr("blockfold.passes.optimize.lay_out", lambda _: pytest.fail("work began"))
     model = residual_mlp(2)
     with pytest.raises(BadInput) as caught:
         optimize(model, labelled(model, 40), max_drop=0.05)
@@ -289,7 +291,7 @@ def test_the_survey_ranks_the_planted_block_first() -> None:
     assert planted.block_influence == 1 - planted.cosine
     assert planted.affine_error == 1 - planted.affine_r2
     assert planted.identity_error > 0.1
-    refused = {refusal.name for refusal in survey.refusals}
+    refused = {refusal.name for refusal in survey.layout.refusals}
     assert refused == {"head"}
 
 
@@ -308,19 +310,33 @@ def test_costs_are_measured_per_kind_and_add_up() -> None:
     source = read(model)
     with open_data(labelled(model, 40), source.inputs) as opened:
         task = make_task(source, opened, split(40), Runtime(threads=1))
-        survey = score(task)
-        measured = measure_costs(task, survey, api._profile(task, api.Settings()))
-    (stream,) = survey.anatomies
+        layout = lay_out(task)
+        measured = measure_costs(task, layout, api._profile(task, api.Settings()))
+    (stream,) = layout.anatomies
     kinds = unit_kinds(stream)
     assert kinds[0] == kinds[2] != kinds[1]
     assert set(measured.unit_ms) == set(measured.map_ms) == {kinds[0], kinds[1]}
+    assert all(set(forms) == {"affine", "affine + context"} for forms in measured.map_ms.values())
     assert measured.model_ms > 0
+    units = {kinds[0]: 3.0, kinds[1]: 2.0}
     costs = CostModel(
-        survey.anatomies, Costs(10.0, {kinds[0]: 3.0, kinds[1]: 2.0}, {kinds[0]: 1.0})
+        layout.anatomies, Costs(10.0, units, {kinds[0]: {"affine": 1.0, "affine + context": 1.5}})
     )
-    dropped = Replacement(found(survey, "blocks.0").span, None, 0.0)
-    mapped = Replacement(found(survey, "blocks.2").span, found(survey, "blocks.2").solution, 0.0)
-    assert costs.saved_ms(dropped) == 3.0
-    assert costs.saved_ms(mapped) == 2.0
+    first, _, last = (span for span in layout.spans if span.blocks == 1.0)
+    dropped, mapped = Wish(first, "identity"), Wish(last, "affine")
+    assert costs.saved_ms(dropped) == costs.saved_ms(Wish(first, "folded")) == 3.0
+    assert costs.saved_ms(mapped) == costs.saved_ms(Wish(last, "affine + folded")) == 2.0
+    assert costs.saved_ms(Wish(last, "affine + folded + context")) == 1.5
     assert costs.speedup([dropped, mapped]) == pytest.approx(10 / 5)
     assert costs.speedup([]) == 1.0
+
+
+def test_units_never_cost_more_than_the_model() -> None:
+    """Noise of the clock may say so; what is beyond is shared out."""
+    model = residual_mlp(3)
+    source = read(model)
+    with open_data(labelled(model, 40), source.inputs) as opened:
+        layout = lay_out(make_task(source, opened, split(40), Runtime(threads=1)))
+    noisy = weigh(source, layout, lambda models: [10.0] + [5.0] * (len(models) - 1))
+    kinds = unit_kinds(layout.anatomies[0])
+    assert sum(noisy.unit_ms.get(kind, 0.0) for kind in kinds) == pytest.approx(10.0)

@@ -728,7 +728,7 @@ def after_ctrl_c(ran: Ran) -> Ran:
 
 
 @pytest.mark.parametrize("stop", [KeyboardInterrupt, RuntimeError])
-@pytest.mark.parametrize("where", ["score", "rewrite", "verify", "measure_latency"])
+@pytest.mark.parametrize("where", ["lay_out", "rewrite", "verify", "measure_latency"])
 def test_a_sudden_end_leaves_no_debris(
     where: str,
     stop: type[BaseException],

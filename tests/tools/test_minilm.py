@@ -19,7 +19,8 @@ from blockfold.calibration.splits import split
 from blockfold.ir.blocks import Anatomy
 from blockfold.ir.onnx_file import OnnxModel, read
 from blockfold.ir.spans import Span, prove
-from blockfold.passes.score import anatomies, measure, observe
+from blockfold.passes.layout import anatomies, observe
+from blockfold.passes.score import measure
 from blockfold.passes.task import Task, make_task
 
 pytestmark = [

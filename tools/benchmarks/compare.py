@@ -1,0 +1,208 @@
+"""Published methods and blockfold side by side, at equal FLOPs and on the same spans.
+
+    python -m blockfold.tools.benchmarks.compare \\
+        --model kwt1 kwt1.onnx kwt1.npz accuracy --model minilm m.onnx m.npz cosine \\
+        --json compare.json
+
+For 1 to 5 blocks: drop, rba and replaceme remove that many, on spans of their own choice; blockfold
+looks for the least damage at the FLOPs that rba leaves. Then all four on the spans that rba chose.
+Everything is fitted and chosen on the fit and select splits; what is shown was scored on the
+certify split, which nothing was chosen on. Prints Markdown.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ...calibration.flops import flops
+from ...calibration.runtime import Runner
+from ...ir.onnx_file import OnnxModel
+from ...passes.budget import Budget
+from ...passes.costs import CostModel, weigh
+from ...passes.fit import Healing, Recipe
+from ...passes.layout import lay_out
+from ...passes.methods import METHODS, PRESETS, Method, Published
+from ...passes.probe import Option
+from ...passes.search import EMPHASES, Search
+from ...passes.surrogates import Wish
+from ...passes.task import Reference, Task
+from ...passes.trial import Trial, Trials, build
+from .. import api
+from .paired import Damage, damage_of
+
+BLOCKS = range(1, 6)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One method at one depth: what it replaced, its damage on the certify split, what is left.
+
+    `damage` is the drop of the metric, or for embeddings 1 - the correlation of all pairwise
+    similarities with the original's; `low` and `high` its 95 % interval; `smooth` is the mean
+    damage by the smooth metric, `left` the share of FLOPs.
+    """
+
+    model: str
+    table: str
+    method: Method
+    blocks: int
+    damage: float
+    low: float
+    high: float
+    smooth: float
+    left: float
+    replaced: tuple[str, ...]
+    refits: int
+    against_best: tuple[float, float, float] | None = None
+
+
+@dataclass
+class Comparison:
+    """All cells of one model."""
+
+    name: str
+    metric: str
+    original: float
+    samples: int
+    cells: list[Cell] = field(default_factory=list)
+
+
+class Comparer:
+    """Fits and scores recipes of one task."""
+
+    def __init__(self, name: str, task: Task, options: api.Settings) -> None:
+        self.name, self.task = name, task
+        self.layout = lay_out(task)
+        self._feeds = api._profile(task, options).feeds
+        costs = weigh(task.plain, self.layout, lambda models: [*map(self._flops, models)])
+        self.costs = CostModel(self.layout.anatomies, costs)
+        self.trials = Trials(task, self.layout, self.costs, None)
+        self.published = Published(self.trials)
+        self.certify = Reference(task, task.splits.certify, "original on certify")
+        self._options: tuple[Option, ...] = ()
+
+    def _flops(self, model: OnnxModel) -> float:
+        return float(flops(model, self.task.runtime, self._feeds))
+
+    def compare(self) -> Comparison:
+        """Both tables of the model."""
+        first = self._damage(self.task.model)
+        found = Comparison(self.name, self.task.metric, first.reached, first.samples)
+        for blocks in BLOCKS:
+            own = {m: self.published.recipe(m, blocks) for m in METHODS if m in PRESETS}
+            rba = own["rba"]
+            if rba is None:
+                break
+            known = {m: recipe for m, recipe in own.items() if recipe is not None}
+            trials = dict(zip(known, self.trials.fit([*known.values()]), strict=True))
+            trials["blockfold"] = self._search(trials["rba"])
+            found.cells += self._cells("own spans", blocks, trials)
+            spans = [wish.span for wish in rba.wishes]
+            alike = {**self._alike(spans), "rba": trials["rba"]}
+            found.cells += self._cells("same spans", blocks, alike)
+        return found
+
+    def _search(self, rba: Trial) -> Trial:
+        """blockfold's choice at the FLOPs that another trial leaves."""
+        budget = Budget(speedup=rba.speedup)
+        search = Search(self.trials, budget, margin=0.0)
+        tried = search.run(self._options)
+        self._options = search.options
+        return budget.ranked(tried)[0]
+
+    def _alike(self, spans: Sequence[Any]) -> dict[Method, Trial]:
+        """Every method on the same spans; blockfold takes the forms of least damage on select."""
+        recipes: dict[Method, Recipe] = {
+            "drop": Recipe(tuple(Wish(s, "identity") for s in spans), PRESETS["drop"].healing)
+        }
+        if all(map(self.published.is_foldable, spans)):
+            wishes = tuple(Wish(span, "folded") for span in spans)
+            recipes["replaceme"] = Recipe(wishes, PRESETS["replaceme"].healing)
+        forms = self.trials.forms
+        maps = tuple(Wish(span, forms.mapping(span)) for span in spans)
+        sets = [maps, tuple(replace(w, form=forms.richer(w.span, w.form)) for w in maps)]
+        if all(map(forms.is_fed, spans)):
+            sets.append(tuple(Wish(span, "folded") for span in spans))
+        if all(span.is_map for span in spans):
+            sets.append(tuple(Wish(span, "conv") for span in spans))
+        ours = [Recipe(wishes, Healing(e)) for wishes in dict.fromkeys(sets) for e in EMPHASES]
+        fitted = self.trials.fit([*recipes.values(), *ours])
+        found: dict[Method, Trial] = dict(zip(recipes, fitted, strict=False))
+        found["blockfold"] = min(fitted[len(recipes) :], key=lambda trial: trial.damage)
+        return found
+
+    def _cells(self, table: str, blocks: int, trials: Mapping[Method, Trial]) -> Iterator[Cell]:
+        solved = self.trials.solved_on_both([*trials.values()])
+        models = [build(self.task.plain, replacements) for replacements in solved]
+        damages = dict(zip(trials, map(self._damage, models), strict=True))
+        lefts = dict(zip(trials, map(self._flops, models), strict=True))
+        rivals = [damages[m] for m in trials if m != "blockfold"]
+        best = min(rivals, key=lambda damage: damage.value)
+        for method in METHODS:
+            if method in trials:
+                damage, trial = damages[method], trials[method]
+                yield Cell(
+                    self.name,
+                    table,
+                    method,
+                    blocks,
+                    damage.value,
+                    *damage.interval,
+                    damage.smooth,
+                    lefts[method] / self.costs.model_ms,
+                    tuple(f"{w.span.name}: {w.form}" for w in trial.recipe.wishes),
+                    len(trial.replacements) - len(trial.recipe.wishes),
+                    damage.minus(best) if method == "blockfold" else None,
+                )
+
+    def _damage(self, model: OnnxModel) -> Damage:
+        runner = Runner(model, self.task.runtime)
+        size = runner.fixed_batch or self.task.batch
+        samples = self.task.splits.certify
+        outputs = [
+            runner(batch.feeds)[self.task.output] for batch in self.task.data.batches(samples, size)
+        ]
+        return damage_of(self.task, self.certify, outputs)
+
+
+@contextmanager
+def comparer(name: str, model: str, data: str, metric: str, seed: int) -> Iterator[Comparer]:
+    options = api.Settings(metric=metric, seed=seed)
+    with api._task(api.read_model(model), data, options) as task:
+        yield Comparer(name, task, options)
+
+
+@click.command()
+@click.option(
+    "--model",
+    "models",
+    nargs=4,
+    multiple=True,
+    required=True,
+    metavar="NAME MODEL DATA METRIC",
+    help="A model to compare on; repeatable.",
+)
+@click.option("--seed", default=0, help="Of the split.")
+@click.option("--json", "target", type=Path, help="Also write all cells here.")
+def main(models: Sequence[tuple[str, str, str, str]], seed: int, target: Path | None) -> None:
+    """Compare drop, rba, replaceme and blockfold."""
+    from .compare_tables import show
+
+    found = []
+    for name, model, data, metric in models:
+        with comparer(name, model, data, metric, seed) as one:
+            found.append(one.compare())
+        show(found[-1])
+    if target is not None:
+        target.write_text(json.dumps([asdict(one) for one in found], indent=1))
+
+
+if __name__ == "__main__":
+    main()
