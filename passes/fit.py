@@ -208,7 +208,8 @@ class _Walker:
         if jump is not None and stop.value == jump.span.exit:
             self._land(jump, stop, original)
         elif jump is None or not stop.is_inside(jump.span):
-            solution = self._refit(stop, original)
+            folds = any(w.form in FOLDED for w in self._waiting.get((stop.stream, stop.cut), ()))
+            solution = None if folds else self._refit(stop, original)
             model = self.walk.task.plain
             gone = {name for jump in self._jumps.values() for name in jump.gone(model)}
             live = [name for name in stop.live if name not in gone]

@@ -15,7 +15,7 @@ from ..ir.blocks import Anatomy
 from ..ir.spans import Span
 from .fit import Walk
 from .stops import Stop
-from .surrogates import Form
+from .surrogates import CONTEXT, Form
 from .task import Task
 
 NUDGE = 0.1
@@ -73,7 +73,10 @@ class Forms:
 
     def richer(self, span: Span, form: Form) -> Form:
         """The form that is fitted best at about the same cost: itself, or one that folds too."""
-        return RICHER.get(form, form) if self.is_fed(span) else form
+        stop = self.stop(span)
+        if stop is None or stop.linear is None or (form in CONTEXT and not stop.is_aligned):
+            return form
+        return RICHER.get(form, form)
 
 
 def mixes(task: Task, pieces: Pieces, entry: str, exit_: str, channel_axis: int) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +13,7 @@ from ml_dtypes import bfloat16
 from ..calibration.moments import Array
 from ..calibration.solve import Solution
 from ..ir.onnx_file import OnnxModel
-from ..ir.onnx_linear import Linear, as_weight, views_after
+from ..ir.onnx_linear import Linear, as_weight, matrix, offset, views_after
 from ..ir.spans import Span
 from .surrogates import KERNEL, Form
 
@@ -51,7 +51,7 @@ class Replacement:
             gs.Variable(f"{self._prefix}/{span.exit}/{role}") for role in ("mapped", "joined")
         )
         if self.form == "affine + context":
-            context, shift = self._context(model, W[d:], b)
+            context, shift = self._context(model, {span.entry: W[d:]}, b)
             nodes = self._map(span.entry, W[:d], None, mapped)
             return [*context, *nodes, self._node("Add", "add", [mapped, shift], exit_)]
         if self.linear is None:
@@ -62,9 +62,14 @@ class Replacement:
         nodes = self._map(self.linear.residual, W[:d], None, mapped)
         if self.form == "affine + folded":
             return nodes + self._again(model, self.linear, W[d:], b, mapped, exit_)
-        context, shift = self._context(model, W[-d:], None)
+        U, V = W[d:-d], W[-d:]
+        # the mean of r + u W0 + b0 from those of r and u, so that the sum itself is not needed
+        through = matrix(model, self.linear) @ V
+        means = {self.linear.residual: V, self.linear.u: through}
+        b = b + offset(model, self.linear, d) @ V
+        context, shift = self._context(model, means, None)
         nodes += [*context, self._node("Add", "join", [mapped, shift], joined)]
-        return nodes + self._again(model, self.linear, W[d:-d], b, joined, exit_)
+        return nodes + self._again(model, self.linear, U, b, joined, exit_)
 
     @property
     def _prefix(self) -> str:
@@ -88,56 +93,74 @@ class Replacement:
         return nodes
 
     def _context(
-        self, model: OnnxModel, V: Array, b: Array | None
+        self, model: OnnxModel, weights: Mapping[str, Array], b: Array | None
     ) -> tuple[list[gs.Node], gs.Variable]:
-        """Nodes that give m V + b, one row per sample; m is the mean of x over its positions."""
-        span, entry = self.span, gs.Variable(self.span.entry)
-        label = f"{self._prefix}/{span.exit}/context"
-        mean, made = gs.Variable(f"{label}/mean"), gs.Variable(f"{label}/shift")
-        if span.is_map:
-            kernel = V.T.reshape(*V.T.shape, *(1,) * (span.rank - 2))
-            weights = [self._constant("V", kernel)]
-            weights += [] if b is None else [self._constant("b", b)]
-            return [
-                self._node("GlobalAveragePool", "context mean", [entry], mean),
-                self._node("Conv", "context conv", [mean, *weights], made),
-            ], made
-        nodes = (
-            self._mean(model, entry, mean)
-            if self.mask is None
-            else self._masked_mean(model, self.mask, entry, mean)
-        )
-        product = made if b is None else gs.Variable(f"{label}/product")
-        nodes.append(
-            self._node("MatMul", "context matmul", [mean, self._constant("V", V)], product)
-        )
-        if b is not None:
-            nodes.append(self._node("Add", "context add", [product, self._constant("b", b)], made))
-        return nodes, made
+        """Nodes that give the sum of m V over values by name, plus b: one row per sample.
 
-    def _mean(self, model: OnnxModel, x: gs.Variable, made: gs.Variable) -> list[gs.Node]:
-        axes = list(range(1, self.span.rank - 1))
-        return [self._over(model, "ReduceMean", "context mean", x, axes, made, since=18)]
-
-    def _masked_mean(
-        self, model: OnnxModel, mask: str, x: gs.Variable, made: gs.Variable
-    ) -> list[gs.Node]:
-        """Sum over the tokens that are no padding, over their number (at least one)."""
+        m is the mean of the value over its positions, V its weights.
+        """
         label = f"{self._prefix}/{self.span.exit}/context"
-        kept, row, total, count, some = (
-            gs.Variable(f"{label}/{part}") for part in ("kept", "row", "total", "count", "some")
+        terms: list[gs.Variable] = []
+        nodes, means = self._means(model, list(weights))
+        for number, (mean, V) in enumerate(zip(means, weights.values(), strict=True)):
+            terms.append(gs.Variable(f"{label}/term {number}"))
+            if self.span.is_map:
+                kernel = V.T.reshape(*V.T.shape, *(1,) * (self.span.rank - 2))
+                op, weight = "Conv", self._constant(f"V{number}", kernel)
+            else:
+                op, weight = "MatMul", self._constant(f"V{number}", V)
+            nodes.append(self._node(op, f"context product {number}", [mean, weight], terms[-1]))
+        total: gs.Tensor = terms[0]
+        others: list[gs.Tensor] = [*terms[1:]]
+        if b is not None:
+            shape = (1, len(b), *(1,) * (self.span.rank - 2)) if self.span.is_map else b.shape
+            others.append(self._constant("b", b.reshape(shape)))
+        for number, other in enumerate(others):
+            joined = gs.Variable(f"{label}/sum {number}")
+            nodes.append(self._node("Add", f"context add {number}", [total, other], joined))
+            total = joined
+        return nodes, total
+
+    def _means(
+        self, model: OnnxModel, sources: Sequence[str]
+    ) -> tuple[list[gs.Node], list[gs.Variable]]:
+        """The mean of each value over the positions of its sample that are no padding."""
+        label = f"{self._prefix}/{self.span.exit}/context"
+        means = [gs.Variable(f"{label}/mean {number}") for number in range(len(sources))]
+        pairs = list(zip(map(gs.Variable, sources), means, strict=True))
+        if self.span.is_map:
+            op = "GlobalAveragePool"
+            return [self._node(op, f"{made.name} pool", [x], made) for x, made in pairs], means
+        if self.mask is None:
+            axes = list(range(1, self.span.rank - 1))
+            return [
+                self._over(model, "ReduceMean", f"{made.name} over", x, axes, made, since=18)
+                for x, made in pairs
+            ], means
+        row, some = gs.Variable(f"{label}/row"), gs.Variable(f"{label}/some")
+        nodes = self._kept(model, self.mask, row, some)
+        for x, made in pairs:
+            total = gs.Variable(f"{made.name}/total")
+            nodes.append(self._node("MatMul", f"{made.name} total", [row, x], total))
+            nodes.append(self._node("Div", f"{made.name} over", [total, some], made))
+        return nodes, means
+
+    def _kept(
+        self, model: OnnxModel, mask: str, row: gs.Variable, some: gs.Variable
+    ) -> list[gs.Node]:
+        """Nodes that give a row of ones where there is no padding, and their number (or one)."""
+        label = f"{self._prefix}/{self.span.exit}/context"
+        is_kept, kept, count = (
+            gs.Variable(f"{label}/{part}") for part in ("is kept", "kept", "count")
         )
         dtype = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(self._dtype))
-        is_kept = gs.Variable(f"{label}/is kept")
         one = gs.Constant(f"{label}/one", np.ones((1, 1, 1), self._dtype))
         return [
             self._node("Cast", "context truth", [gs.Variable(mask)], is_kept, {"to": 9}),
             self._node("Cast", "context mask", [is_kept], kept, {"to": dtype}),
             self._over(model, "Unsqueeze", "context row", kept, [1], row, since=13),
-            self._node("MatMul", "context sum", [row, x], total),
             self._over(model, "ReduceSum", "context count", row, [2], count, since=13),
             self._node("Max", "context some", [count, one], some),
-            self._node("Div", "context mean", [total, some], made),
         ]
 
     def _over(

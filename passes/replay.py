@@ -94,12 +94,15 @@ def _require_form(wish: Wish, walk: Walk) -> None:
     span, form = wish.span, wish.form
     begin = span.stream, span.start
     is_fed = any(stop.linear and (stop.stream, stop.cut) == begin for stop in walk.stops)
+    is_aligned = any(s.is_aligned and (s.stream, s.cut) == begin for s in walk.stops)
     if form == "refit":
         why = "a refit stands for no span"
     elif form in FOLDED and not is_fed:
         why = "no linear operation feeds its entry"
     elif form == "conv" and not span.is_map:
         why = "its ends are no feature maps"
+    elif form in CONTEXT & FOLDED and not is_aligned:
+        why = "what feeds its entry has no mean of its own"
     elif form in CONTEXT and span.rank < 3:
         why = "its samples have a single row each"
     else:

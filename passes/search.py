@@ -184,12 +184,12 @@ class Search:
         """Fit sets in one walk and measure them; the first walk also settles the row weights."""
         chosen = [tuple(sorted(wishes, key=_place)) for wishes in sets]
         self._tried |= set(map(frozenset, chosen))
-        recipes = [Recipe(wishes, Healing(self._emphases[-1])) for wishes in chosen]
-        others = [Recipe(chosen[0], Healing(emphasis)) for emphasis in self._emphases[:-1]]
-        trials = self.trials.fit([*recipes, *others])
-        if others:
-            rivals = [trials[0], *trials[len(recipes) :]]
-            best = min(rivals, key=lambda trial: trial.damage)
+        *others, weight = self._emphases
+        recipes = [Recipe(wishes, Healing(weight, weight)) for wishes in chosen]
+        rivals = [Recipe(chosen[0], Healing(other, other)) for other in others]
+        trials = self.trials.fit([*recipes, *rivals])
+        if rivals:
+            best = min((trials[0], *trials[len(recipes) :]), key=lambda trial: trial.damage)
             self._emphases = (best.recipe.healing.emphasis,)
         self._found += trials
         return trials[: len(recipes)]

@@ -32,7 +32,8 @@ class Stop:
     """The first value of cut `cut` of a stream.
 
     `live` are other values that flow from a source and are still read after it: states of another
-    stream, say. `picked` are the positions that alone are read from its stream in the end.
+    stream, say. `picked` are the positions that alone are read from its stream in the end. Where it
+    `is_aligned`, u of its linear operation has the axes of the sum, so both have one mean.
     """
 
     value: str
@@ -43,6 +44,7 @@ class Stop:
     linear: Linear | None
     live: tuple[str, ...]
     picked: tuple[int, ...]
+    is_aligned: bool = False
 
     def is_inside(self, span: Span) -> bool:
         """Whether replacing the span takes the value away, or makes it anew."""
@@ -63,7 +65,8 @@ def find_stops(
     }
     values = sorted(places, key=lambda name: graph.producer[name].index)
     axes = {name: channel_axis(graph, name, name, observed) for name in values}
-    linears = _checked(task, {name: linear_into(model, name) for name in values}, axes)
+    found = {name: linear_into(model, name) for name in values}
+    linears, aligned = _checked(task, found, axes)
     live = _live(graph, streams, values)
     picked = {stream.chain.source: picked_positions(model, stream.chain) for stream in streams}
     return tuple(
@@ -76,6 +79,7 @@ def find_stops(
             linear=linears.get(name),
             live=live[name],
             picked=picked[places[name][0].chain.source],
+            is_aligned=name in aligned,
         )
         for name in values
     )
@@ -83,19 +87,30 @@ def find_stops(
 
 def _checked(
     task: Task, found: Mapping[str, Linear | None], axes: Mapping[str, int]
-) -> dict[str, Linear]:
-    """The linear operations that do give their sums, row by row, on a few samples."""
+) -> tuple[dict[str, Linear], set[str]]:
+    """The linear operations that do give their sums, row by row, on a few samples.
+
+    Also the sums that u has the axes of, channels last.
+    """
     linears = {name: linear for name, linear in found.items() if linear is not None}
     taps = [t for name, linear in linears.items() for t in (name, linear.u, linear.residual)]
     runner = Runner(task.plain, task.runtime, list(dict.fromkeys(taps)))
     samples = task.splits.fit[:2]
     batch = next(iter(task.data.batches(samples, runner.fixed_batch or 2)))
     seen = runner(batch.feeds)
-    return {
+    kept = {
         name: linear
         for name, linear in linears.items()
         if _gives(task.plain, linear, seen, axes[name])
     }
+    aligned = {
+        name
+        for name, linear in kept.items()
+        if linear.window is None
+        and axes[name] in (-1, seen[name].ndim - 1)
+        and seen[linear.u].shape[:-1] == seen[name].shape[:-1]
+    }
+    return kept, aligned
 
 
 def _gives(model: OnnxModel, linear: Linear, seen: Mapping[str, np.ndarray], axis: int) -> bool:

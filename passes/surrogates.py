@@ -1,7 +1,8 @@
 """The ladder of surrogates: what may stand in the place of a span, cheapest first.
 
-x is the entry, y the exit, m the mean of x over the positions of its sample; r and u are the terms
-of an entry that is made as r + u W0 + b0 (and perhaps normalised).
+x is the entry, y the exit; r and u are the terms of an entry that is made as r + u W0 + b0 (and
+perhaps normalised). m is the mean of x over the positions of its sample, beside r and u that of
+r + u W0 + b0.
 
     identity                    y ~ x                     nothing is left of the span
     folded                      y ~ r + u W + b           the linear operation before it, again
@@ -90,7 +91,8 @@ def problem(model: OnnxModel, form: Form, span: Span, linear: Linear | None) -> 
     if form == "affine + folded":
         return Problem((r, u), None, target, np.vstack([eye, weight]))
     if form == "affine + folded + context":
-        return Problem((r, u, mean), None, target, np.vstack([eye, weight, np.zeros_like(eye)]))
+        whole = Feature(linear.value, axis, pooled=True)
+        return Problem((r, u, whole), None, target, np.vstack([eye, weight, np.zeros_like(eye)]))
     return Problem((u,), r, target, weight)
 
 

@@ -130,7 +130,7 @@ TOKEN_FORMS: tuple[Form, ...] = (
 )
 BUILT: dict[str, tuple[onnx.ModelProto, str, tuple[Form, ...]]] = {
     "mlp": (residual_mlp(4), "blocks.1", TOKEN_FORMS),
-    "cnn": (residual_cnn(blocks=4), "blocks.1", (*TOKEN_FORMS, "conv")),
+    "cnn": (residual_cnn(blocks=4), "blocks.1", (*TOKEN_FORMS[:-1], "conv")),
     "first": (residual_mlp(4), "blocks.0", ("identity", "affine", "affine + context")),
     "tabular": (tabular(blocks=4), "blocks.1", ("identity", "folded", "affine", "affine + folded")),
     "encoder": (masked_encoder(3), "layer.1", TOKEN_FORMS),
