@@ -117,6 +117,7 @@ class Search:
     def _improve(self) -> None:
         """Fit neighbours of the best set until none of them is better."""
         best = self._best()
+        unrepaired = [replace(best.recipe, healing=replace(best.recipe.healing, refit=None))]
         for _ in range(ROUNDS):
             fresh: list[frozenset[Wish]] = []
             for wishes in self._neighbours(best):
@@ -124,13 +125,11 @@ class Search:
                     fresh.append(frozenset(wishes))
                 if len(fresh) == WIDTH:
                     break
-            if not fresh:
-                return
-            self._fit_all(sorted(wishes, key=_place) for wishes in fresh)
+            self._fit_all((sorted(wishes, key=_place) for wishes in fresh), unrepaired)
             found = self._best()
-            if found is best:
+            if found is best or not fresh:
                 return
-            best = found
+            best, unrepaired = found, []
 
     def _best(self) -> Trial:
         """The trial to go on from: the one that would be chosen now, else the nearest."""
@@ -180,14 +179,16 @@ class Search:
         alike = [d for other, d in self._damages.items() if other.span == wish.span]
         return min(alike, default=0.0)
 
-    def _fit_all(self, sets: Iterable[Sequence[Wish]]) -> list[Trial]:
-        """Fit sets in one walk and measure them; the first walk also settles the row weights."""
+    def _fit_all(
+        self, sets: Iterable[Sequence[Wish]], others: Sequence[Recipe] = ()
+    ) -> list[Trial]:
+        """Fit sets, and other recipes, in one walk; the first walk also settles the row weights."""
         chosen = [tuple(sorted(wishes, key=_place)) for wishes in sets]
         self._tried |= set(map(frozenset, chosen))
-        *others, weight = self._emphases
+        *lighter, weight = self._emphases
         recipes = [Recipe(wishes, Healing(weight, weight)) for wishes in chosen]
-        rivals = [Recipe(chosen[0], Healing(other, other)) for other in others]
-        trials = self.trials.fit([*recipes, *rivals])
+        rivals = [Recipe(chosen[0], Healing(other, other)) for other in lighter]
+        trials = self.trials.fit([*recipes, *rivals, *others])
         if rivals:
             best = min((trials[0], *trials[len(recipes) :]), key=lambda trial: trial.damage)
             self._emphases = (best.recipe.healing.emphasis,)
