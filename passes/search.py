@@ -26,6 +26,12 @@ WIDTH = 3
 ROUNDS = 3
 """How many walks look for the best composed set, and how many at most for better neighbours."""
 
+FIRST: Sequence[float] = (1 / 8, 1 / 4, 1 / 2)
+"""Where among the composed sets the first to be fitted lie: most of the others ask too much."""
+
+CLEARLY = 0.95
+"""Share of the damage below which lighter row weights are better."""
+
 DEPTH = 3
 """How many sets of equal gain are kept where a target must be reached."""
 
@@ -100,8 +106,10 @@ class Search:
     def _narrow_down(self, labels: Sequence[Label]) -> None:
         """Fit sets that lie apart, then ever closer to where the promise breaks."""
         low, high = -1, len(labels)
+        shares = FIRST
         for _ in range(ROUNDS):
-            inner = [low + round((high - low) * part / (WIDTH + 1)) for part in range(1, WIDTH + 1)]
+            inner = [low + round((high - low) * share) for share in shares]
+            shares = [part / (WIDTH + 1) for part in range(1, WIDTH + 1)]
             places = sorted({at for at in inner if low < at < high})
             if not places:
                 break
@@ -190,8 +198,9 @@ class Search:
         rivals = [Recipe(chosen[0], Healing(other, other)) for other in lighter]
         trials = self.trials.fit([*recipes, *rivals, *others])
         if rivals:
-            best = min((trials[0], *trials[len(recipes) :]), key=lambda trial: trial.damage)
-            self._emphases = (best.recipe.healing.emphasis,)
+            best = min(trials[len(recipes) :], key=lambda trial: trial.damage)
+            is_clear = best.damage < CLEARLY * trials[0].damage
+            self._emphases = (best.recipe.healing.emphasis if is_clear else weight,)
         self._found += trials
         return trials[: len(recipes)]
 
