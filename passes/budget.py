@@ -12,7 +12,7 @@ from .verify import Forecast
 
 DEFAULT_MAX_DROP = 0.01
 WORTH_CONFIRMING = 0.25
-ENOUGH_CHANCE = 0.8
+ENOUGH_CHANCE = 0.9
 LEAST_CHANCE = 0.5
 """How likely a plan must keep the promise on fresh samples: to be looked at again; to be taken
 before slower ones are looked at; to be taken at all.
@@ -79,13 +79,13 @@ class Budget:
         """The first of the ranked trials that the fit split confirms, else the likeliest.
 
         The best of many on select is partly the luckiest. The fit split gave the maps but chose
-        nothing, so it must say so too, by itself and together with select; the worse forecast
+        nothing, so it must say so too, by itself and together with select; the worst forecast
         counts.
         """
         found: list[tuple[Trial, Forecast]] = []
         for trial in self.ranked(trials):
-            both = trial.fresh, trial.scores.joined(trial.fresh)
-            expected = min(map(foretell, both), key=lambda forecast: forecast.chance)
+            seen = trial.scores, trial.fresh, trial.scores.joined(trial.fresh)
+            expected = min(map(foretell, seen), key=lambda forecast: forecast.chance)
             found.append((trial, expected))
             if self.allows(expected, ENOUGH_CHANCE):
                 return trial, expected

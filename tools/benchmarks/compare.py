@@ -13,6 +13,7 @@ certify split, which nothing was chosen on. Prints Markdown.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
@@ -21,7 +22,9 @@ from typing import Any
 
 import click
 
+from ...calibration.features import as_rows
 from ...calibration.flops import flops
+from ...calibration.masks import row_weights
 from ...calibration.runtime import Runner
 from ...ir.onnx_file import OnnxModel
 from ...passes.budget import Budget
@@ -31,13 +34,15 @@ from ...passes.layout import lay_out
 from ...passes.methods import METHODS, PRESETS, Method, Published
 from ...passes.probe import Option
 from ...passes.search import EMPHASES, Search
-from ...passes.surrogates import Wish
+from ...passes.surrogates import Form, Wish
 from ...passes.task import Reference, Task
 from ...passes.trial import Trial, Trials, build
 from .. import api
-from .paired import Damage, damage_of
+from .ablation import ablations
+from .paired import Damage, Error, damage_of
 
 BLOCKS = range(1, 6)
+ABLATED = (2, 4)
 
 
 @dataclass(frozen=True)
@@ -63,6 +68,29 @@ class Cell:
     against_best: tuple[float, float, float] | None = None
 
 
+@dataclass(frozen=True)
+class Prediction:
+    """Error of a surrogate at its exit, E |y - map|^2 / tr(Cyy): foretold on select, from moments,
+    when the plan was chosen, and measured on the certify split in the model that came out.
+    """
+
+    span: str
+    form: Form
+    rows_per_column: float
+    predicted: float
+    measured: float
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """blockfold's plan at one depth without one of its parts."""
+
+    blocks: int
+    without: str
+    damage: float
+    smooth: float
+
+
 @dataclass
 class Comparison:
     """All cells of one model."""
@@ -72,6 +100,8 @@ class Comparison:
     original: float
     samples: int
     cells: list[Cell] = field(default_factory=list)
+    predictions: list[Prediction] = field(default_factory=list)
+    ablations: list[Ablation] = field(default_factory=list)
 
 
 class Comparer:
@@ -107,7 +137,42 @@ class Comparer:
             spans = [wish.span for wish in rba.wishes]
             alike = {**self._alike(spans), "rba": trials["rba"]}
             found.cells += self._cells("same spans", blocks, alike)
+            ours = trials["blockfold"]
+            found.predictions += self._predictions(ours)
+            if blocks in ABLATED:
+                found.ablations += self._ablated(blocks, ours)
         return found
+
+    def _predictions(self, trial: Trial) -> Iterator[Prediction]:
+        """The errors of a trial's surrogates, as foretold and as they are."""
+        model = build(self.task.plain, trial.replacements)
+        spans = [r for r in trial.replacements if r.form != "refit"]
+        taps = [r.span.exit for r in spans]
+        runners = [Runner(m, self.task.runtime, taps) for m in (self.task.plain, model)]
+        statistics = [(Error(), r) for r in spans]
+        size = runners[0].fixed_batch or self.task.batch
+        for batch in self.task.data.batches(self.task.splits.certify, size):
+            truth, made = (runner(batch.feeds) for runner in runners)
+            for moments, replacement in statistics:
+                exit_, axis = replacement.span.exit, replacement.span.channel_axis
+                mask = self.task.padding(batch)
+                weights = None if mask is None else row_weights(mask, truth[exit_].shape, axis)
+                moments.add(as_rows(truth[exit_], axis), as_rows(made[exit_], axis), weights)
+        for moments, replacement in statistics:
+            solution, span = replacement.solution, replacement.span
+            ratio = solution.rows / len(solution.W) if solution is not None else math.inf
+            yield Prediction(
+                span.name, replacement.form, ratio, replacement.predicted_error, moments.error
+            )
+
+    def _ablated(self, blocks: int, trial: Trial) -> Iterator[Ablation]:
+        forms = self.trials.forms
+        mapping = {wish: forms.mapping(wish.span) for wish in trial.recipe.wishes}
+        recipes = ablations(trial.recipe, mapping)
+        solved = self.trials.solved_on_both(self.trials.fit([*recipes.values()]))
+        for name, replacements in zip(recipes, solved, strict=True):
+            damage = self._damage(build(self.task.plain, replacements))
+            yield Ablation(blocks, name, damage.value, damage.smooth)
 
     def _search(self, rba: Trial) -> Trial:
         """blockfold's choice at the FLOPs that another trial leaves."""

@@ -33,6 +33,26 @@ def show(found: Comparison) -> None:
             )
 
 
+def _show_predictions(found: Comparison) -> None:
+    click.echo("\nerror at the exit, foretold and measured:\n")
+    click.echo("| span | by | rows per column | foretold | measured | ratio |")
+    click.echo("| --- " * 6 + "|")
+    for one in found.predictions:
+        ratio = one.measured / one.predicted if one.predicted > 0 else float("nan")
+        click.echo(
+            f"| {one.span} | {one.form} | {one.rows_per_column:.0f} | {one.predicted:.4f} "
+            f"| {one.measured:.4f} | {ratio:.2f} |"
+        )
+
+
+def _show_ablations(found: Comparison) -> None:
+    click.echo(
+        "\nwithout one part:\n\n| blocks | without | damage | s |\n| --- | --- | --- | --- |"
+    )
+    for one in found.ablations:
+        click.echo(f"| {one.blocks} | {one.without} | {one.damage:.4f} | {one.smooth:.4f} |")
+
+
 def _cell(cell: Cell | None) -> str:
     if cell is None:
         return "n/a"
