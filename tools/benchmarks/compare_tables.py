@@ -17,6 +17,7 @@ def show(found: Comparison) -> None:
     click.echo(
         f"\n## {found.name}: {unit}, {found.samples} samples, reached {found.original:.4f}\n"
     )
+    click.echo(f"{SMOOTH}\n")
     for table in TABLES:
         cells = {(c.method, c.blocks): c for c in found.cells if c.table == table}
         click.echo(f"{table}:\n\n| blocks | " + " | ".join(METHODS) + " | blockfold - best rival |")
@@ -31,6 +32,8 @@ def show(found: Comparison) -> None:
             click.echo(
                 f"- {cell.table}, {cell.blocks}: {'; '.join(cell.replaced)}; {cell.refits} refits"
             )
+    _show_predictions(found)
+    _show_ablations(found)
 
 
 def _show_predictions(found: Comparison) -> None:
@@ -46,9 +49,8 @@ def _show_predictions(found: Comparison) -> None:
 
 
 def _show_ablations(found: Comparison) -> None:
-    click.echo(
-        "\nwithout one part:\n\n| blocks | without | damage | s |\n| --- | --- | --- | --- |"
-    )
+    click.echo("\nwithout one part:\n\n| blocks | without | damage | s |")
+    click.echo("| --- " * 4 + "|")
     for one in found.ablations:
         click.echo(f"| {one.blocks} | {one.without} | {one.damage:.4f} | {one.smooth:.4f} |")
 
