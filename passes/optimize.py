@@ -87,7 +87,14 @@ def optimize(
         (replacements,) = trials.solved_on_both([chosen])
     tensors = tensor_bytes(tensors_of(replacements))
     plan = make_plan(
-        task, budget, switches, replacements, chosen.recipe.healing, layout.refusals, tensors
+        task,
+        budget,
+        switches,
+        replacements,
+        chosen.recipe.healing,
+        layout.refusals,
+        tensors,
+        method,
     )
     rewritten = rewrite(task.model, replacements, provenance(plan), switches)
     model = freeze(rewritten.model)
@@ -127,6 +134,7 @@ def make_plan(
     healing: Healing,
     refusals: Sequence[Refusal],
     tensors: bytes,
+    method: str,
 ) -> Plan:
     """The plan before anything was measured on it, hashed."""
     splits, data = task.splits, task.data
@@ -160,6 +168,7 @@ def make_plan(
         ),
         decisions=tuple(decision_of(r) for r in replacements if r.form != "refit"),
         refits=tuple(decision_of(r) for r in replacements if r.form == "refit"),
+        method=method,
         healing=healing,
         refusals=tuple(refusals),
         tensors_sha256=hashlib.sha256(tensors).hexdigest(),

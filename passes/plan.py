@@ -122,6 +122,7 @@ class Plan(_Record):
     data: DataRecord
     decisions: tuple[Decision, ...]
     refits: tuple[Decision, ...] = ()
+    method: str = "blockfold"
     healing: Healing = Healing()
     refusals: tuple[Refusal, ...]
     tensors_sha256: str

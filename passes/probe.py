@@ -8,6 +8,7 @@ surrogate's value runs on to the output through the nodes that follow, alone.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -35,8 +36,10 @@ LONGEST_RUN_BLOCKS = 4
 MEASURED_PER_UNIT = 4
 """How many surrogates are measured at the output, on average for each unit."""
 
-FEWEST_FIT, MOST_SELECT = 128, 64
-"""Samples to solve on at least, and to measure on at most."""
+FEWEST_FIT, FEWEST_PICKED, MOST_SELECT = 32, 128, 64
+"""Samples to solve on at least, also where only some of their rows are read in the end; samples to
+measure on at most.
+"""
 
 ROWS_PER_COLUMN = 10
 
@@ -112,13 +115,13 @@ class Probe:
 
     def _fit_samples(self, wishes: Sequence[Wish]) -> int:
         """Enough rows for every column of the widest map of the stream."""
-        most = 1
+        is_picked = any(stop.picked for stop in self.walk.stops)
+        most = FEWEST_PICKED if is_picked else FEWEST_FIT
         for span in {wish.span.entry: wish.span for wish in wishes}.values():
             shape = self.layout.observed[span.entry][0]
-            batch = self.layout.observed[span.entry][0][0]
-            rows = max(1, int(np.prod(shape)) // (span.width * batch)) if batch else 1
-            most = max(most, -(-ROWS_PER_COLUMN * 2 * span.width // rows))
-        return max(FEWEST_FIT, most)
+            rows = math.prod(shape[1:]) // span.width
+            most = max(most, math.ceil(ROWS_PER_COLUMN * 2 * span.width / max(rows, 1)))
+        return most
 
     def _places(self, tapes: Pair, wishes: Sequence[Wish]) -> dict[str | None, Pair]:
         """Where the original stands at every stop, with what surrogates from there are made of."""

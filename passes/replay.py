@@ -62,7 +62,14 @@ def resolve(task: Task, plan: Plan) -> tuple[PassResult, Plan, bytes]:
         (replacements,) = walk.solved_on_both([(fitted.recipe, fitted.replacements)])
     tensors = tensor_bytes(tensors_of(replacements))
     fresh = make_plan(
-        task, plan.budget, switches, replacements, plan.healing, plan.refusals, tensors
+        task,
+        plan.budget,
+        switches,
+        replacements,
+        plan.healing,
+        plan.refusals,
+        tensors,
+        plan.method,
     )
     return rewrite(task.model, replacements, provenance(fresh), switches), fresh, tensors
 
