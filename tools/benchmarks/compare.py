@@ -16,7 +16,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,74 +34,17 @@ from ...passes.layout import lay_out
 from ...passes.methods import METHODS, PRESETS, Method, Published
 from ...passes.probe import Option
 from ...passes.search import EMPHASES, Search
-from ...passes.surrogates import Form, Wish
+from ...passes.surrogates import Wish
 from ...passes.task import Reference, Task
 from ...passes.trial import Trial, Trials, build
 from .. import api
 from .ablation import ablations
+from .compare_tables import show
+from .findings import Ablation, Cell, Comparison, Prediction
 from .paired import Damage, Error, damage_of
 
 BLOCKS = range(1, 6)
 ABLATED = (2, 4)
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One method at one depth: what it replaced, its damage on the certify split, what is left.
-
-    `damage` is the drop of the metric, or for embeddings 1 - the correlation of all pairwise
-    similarities with the original's; `low` and `high` its 95 % interval; `smooth` is the mean
-    damage by the smooth metric, `left` the share of FLOPs.
-    """
-
-    model: str
-    table: str
-    method: Method
-    blocks: int
-    damage: float
-    low: float
-    high: float
-    smooth: float
-    left: float
-    replaced: tuple[str, ...]
-    refits: int
-    against_best: tuple[float, float, float] | None = None
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """Error of a surrogate at its exit, E |y - map|^2 / tr(Cyy): foretold on select, from moments,
-    when the plan was chosen, and measured on the certify split in the model that came out.
-    """
-
-    span: str
-    form: Form
-    rows_per_column: float
-    predicted: float
-    measured: float
-
-
-@dataclass(frozen=True)
-class Ablation:
-    """blockfold's plan at one depth without one of its parts."""
-
-    blocks: int
-    without: str
-    damage: float
-    smooth: float
-
-
-@dataclass
-class Comparison:
-    """All cells of one model."""
-
-    name: str
-    metric: str
-    original: float
-    samples: int
-    cells: list[Cell] = field(default_factory=list)
-    predictions: list[Prediction] = field(default_factory=list)
-    ablations: list[Ablation] = field(default_factory=list)
 
 
 class Comparer:
@@ -258,8 +201,6 @@ def comparer(name: str, model: str, data: str, metric: str, seed: int) -> Iterat
 @click.option("--json", "target", type=Path, help="Also write all cells here.")
 def main(models: Sequence[tuple[str, str, str, str]], seed: int, target: Path | None) -> None:
     """Compare drop, rba, replaceme and blockfold."""
-    from .compare_tables import show
-
     found = []
     for name, model, data, metric in models:
         with comparer(name, model, data, metric, seed) as one:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from ...passes.methods import METHODS, Method
-from .compare import Cell, Comparison
+from .findings import Cell, Comparison
 
 TABLES = ("own spans", "same spans")
 SMOOTH = "s: mean damage by the smooth metric, which tells more on few samples"
