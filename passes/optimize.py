@@ -231,9 +231,9 @@ def why_not_kept(verdict: Verdict) -> str:
         shown(verdict.metric, x) for x in (verdict.drop, verdict.bound.upper, verdict.promise or 0)
     )
     return (
-        f"not certified: on {verdict.samples} samples held back {verdict.metric} fell by {drop}, "
-        f"at most {upper} with 95 % confidence, more than the {allowed} allowed{odds}; give more "
-        "samples or allow more"
+        f"not certified: on {verdict.samples} samples held back the drop of {verdict.metric} is "
+        f"{drop}, at most {upper} with 95 % confidence, more than the {allowed} allowed{odds}; "
+        "give more samples or allow more"
     )
 
 
