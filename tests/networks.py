@@ -16,6 +16,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from blockfold.calibration.runtime import load
+
 Arrays = dict[str, NDArray[Any]]
 Dims = Sequence[int | str]
 
@@ -410,8 +412,7 @@ def channels(dims: Sequence[int]) -> int:
 
 def run(model: onnx.ModelProto | Path, feeds: Arrays, taps: Sequence[str] = ()) -> Arrays:
     """Outputs of a model, and any inner values, straight from onnxruntime."""
-    import onnxruntime
-
+    onnxruntime = load()  # as the tool does: with its telemetry off
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     options.log_severity_level = 3

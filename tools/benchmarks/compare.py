@@ -184,7 +184,9 @@ class Comparer:
 def comparer(name: str, model: str, data: str, metric: str, seed: int) -> Iterator[Comparer]:
     options = api.Settings(metric=metric, seed=seed)
     with api._task(api.read_model(model), data, options) as task:
-        yield Comparer(name, task, options)
+        made = Comparer(name, task, options)
+        with made.trials, made.certify:
+            yield made
 
 
 @click.command()

@@ -1,0 +1,105 @@
+"""Benchmarks: their figures are right, and they run on a model of one's own."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from click.testing import CliRunner
+
+from blockfold.ir.spans import Span
+from blockfold.passes.fit import Healing, Recipe
+from blockfold.passes.surrogates import Wish
+from blockfold.tests.networks import labelled, residual_mlp
+from blockfold.tools.benchmarks import compare, effort
+from blockfold.tools.benchmarks.ablation import ablations
+from blockfold.tools.benchmarks.paired import Damage, Error, correlation, similarities
+
+
+def test_the_error_is_a_share_of_the_variance_and_leaves_padding_out() -> None:
+    rng = np.random.default_rng(0)
+    truth = rng.standard_normal((60, 4)) + 5.0
+    made = truth + 0.1 * rng.standard_normal((60, 4))
+    padding = np.repeat([1.0, 0.0], [40, 20])
+    error = Error()
+    for rows in (slice(0, 25), slice(25, 60)):
+        error.add(truth[rows], np.where(padding[rows, None] > 0, made[rows], 1e6), padding[rows])
+    expected = np.square(made[:40] - truth[:40]).sum() / (40 * truth[:40].var(0).sum())
+    assert error.error == pytest.approx(expected)
+
+
+def test_similarities_ignore_lengths_and_the_correlation_knows_its_own() -> None:
+    rng = np.random.default_rng(1)
+    vectors = rng.standard_normal((30, 8))
+    one = similarities(vectors)
+    assert correlation(one, similarities(3.0 * vectors)) == pytest.approx(1.0)
+    assert correlation(one, similarities(rng.standard_normal((30, 8)))) < 0.5
+
+
+def test_a_paired_difference_is_sharper_than_the_two_apart() -> None:
+    rng = np.random.default_rng(2)
+    shared = rng.standard_normal(400)
+    better, worse = (Damage(v, shared + v, 0.0, 0.0, 10) for v in (0.1, 0.2))
+    value, low, high = better.minus(worse)
+    assert low <= value <= high < 0
+    assert better.interval[1] > worse.interval[0]  # apart they overlap
+
+
+def wish(form: str) -> Wish:
+    span = Span("x", 0, 1, "x", "y", -1, 3, "float32", "s", 1.0, frozenset(), ())
+    return Wish(span, form)  # type: ignore[arg-type]
+
+
+def test_ablations_take_away_one_part_each() -> None:
+    wishes = (wish("affine + folded + context"), wish("folded"))
+    recipe = Recipe(wishes, Healing(30.0, 30.0))
+    found = ablations(recipe, dict.fromkeys(wishes, "affine"))
+    assert found["all"] is recipe
+    forms = {name: [w.form for w in made.wishes] for name, made in found.items()}
+    assert forms["no fold"] == ["affine + context", "affine"]
+    assert forms["no context"] == ["affine + folded", "folded"]
+    assert found["no refit"].healing.refit is None
+    assert found["no row weights"].healing == Healing(1.0, 1.0)
+    assert not found["no bias"].healing.bias and not found["no ridge"].healing.ridge
+    plain = Recipe((wish("affine"),), Healing(refit=None))
+    assert set(ablations(plain, {})) == {"all", "no bias", "no ridge", "no row weights"}
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> tuple[Path, Path]:
+    model = residual_mlp(4, affine=(2,))
+    onnx.save(model, tmp_path / "model.onnx")
+    np.savez(tmp_path / "samples.npz", allow_pickle=False, **labelled(model, 240))
+    return tmp_path / "model.onnx", tmp_path / "samples.npz"
+
+
+def test_methods_are_compared_on_a_model_of_ones_own(
+    files: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compare, "BLOCKS", range(1, 3))
+    target = files[0].with_name("found.json")
+    words = ["--model", "mine", *map(str, files), "accuracy", "--json", str(target)]
+    ran = CliRunner().invoke(compare.main, words, catch_exceptions=False)
+    assert ran.exit_code == 0
+    (found,) = json.loads(target.read_text())
+    cells = {(c["table"], c["method"], c["blocks"]): c for c in found["cells"]}
+    for table in ("own spans", "same spans"):
+        for blocks in (1, 2):
+            assert {(table, m, blocks) in cells for m in ("blockfold", "drop", "rba")} == {True}
+            assert cells[table, "blockfold", blocks]["against_best"] is not None
+    ours, rba = cells["own spans", "blockfold", 1], cells["own spans", "rba", 1]
+    assert ours["left"] <= rba["left"] + 1e-9
+    assert ours["smooth"] <= 1e-6 + rba["smooth"]
+    assert found["predictions"] and {a["without"] for a in found["ablations"]} >= {"all"}
+    assert "| 1 |" in ran.output and "foretold" in ran.output and "without" in ran.output
+
+
+def test_the_effort_of_one_optimization_is_told(files: tuple[Path, Path]) -> None:
+    words = [*map(str, files), "--remove", "1"]
+    ran = CliRunner().invoke(effort.main, words, catch_exceptions=False)
+    assert ran.exit_code == 0
+    for said in ("plain pass:", "| fit |", "| whole |", "peak memory:", "oracle", "share"):
+        assert said in ran.output
