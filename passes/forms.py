@@ -15,7 +15,7 @@ from ..ir.blocks import Anatomy
 from ..ir.spans import Span
 from .fit import Walk
 from .stops import Stop
-from .surrogates import CONTEXT, Form
+from .surrogates import CONTEXT, Form, Problem, Wish, problem
 from .task import Task
 
 NUDGE = 0.1
@@ -45,6 +45,19 @@ class Forms:
         """Whether a linear operation feeds the entry."""
         stop = self.stop(span)
         return stop is not None and stop.linear is not None
+
+    def asked(self, wish: Wish) -> Problem:
+        """What the wish is solved by; the identity by the map of its span, whose prior it is."""
+        form = self.mapping(wish.span) if wish.form == "identity" else wish.form
+        stop = self.stop(wish.span)
+        linear = None if stop is None else stop.linear
+        return problem(self._task.plain, form, wish.span, linear)
+
+    def stored(self, wish: Wish) -> int:
+        """How many numbers the surrogate adds to the model; folded ones take others' places."""
+        if wish.form in ("identity", "folded"):
+            return 0
+        return self.asked(wish).prior.size + wish.span.width
 
     def is_mixing(self, span: Span) -> bool:
         """Whether any unit of it lets the first position depend on the last."""

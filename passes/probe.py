@@ -21,7 +21,6 @@ from ..calibration.features import as_rows, require_finite
 from ..calibration.runtime import Runner, cut_rows
 from ..calibration.solve import Solution, Spectrum, solve_held_out
 from ..calibration.tape import Tape
-from ..ir.onnx_linear import Linear
 from ..ir.spans import Span, prove
 from .costs import CostModel
 from .fit import NEGLIGIBLE, Pair, Walk
@@ -29,7 +28,7 @@ from .forms import Forms
 from .layout import Layout
 from .rows import picked_rows
 from .stops import Stop
-from .surrogates import Problem, Wish, problem
+from .surrogates import Problem, Wish
 from .task import Advance, Reference, Samples
 
 LONGEST_RUN_BLOCKS = 4
@@ -102,16 +101,8 @@ class Probe:
 
     def _is_worthwhile(self, wish: Wish) -> bool:
         """Whether the span is more than what would replace it."""
-        span, graph = wish.span, self.task.plain.graph
-        stored = 0
-        if wish.form not in ("identity", "folded"):
-            asked = problem(self.task.plain, wish.form, span, self._linear(span))
-            stored = asked.prior.size + span.width
-        return graph.parameters(span.removed) > stored or self.costs.gained_ms(wish) > 0
-
-    def _linear(self, span: Span) -> Linear | None:
-        stop = self.forms.stop(span)
-        return None if stop is None else stop.linear
+        parameters = self.task.plain.graph.parameters(wish.span.removed)
+        return parameters > self.forms.stored(wish) or self.costs.gained_ms(wish) > 0
 
     def _fit_samples(self, wishes: Sequence[Wish]) -> int:
         """Enough rows for every column of the widest map of the stream."""
@@ -128,7 +119,7 @@ class Probe:
         reads: dict[str | None, dict[str, None]] = {}
         for wish in wishes:
             stop = self.forms.stop(wish.span)
-            asked = self._asked(wish)
+            asked = self.forms.asked(wish)
             given = [asked.given.value] if asked.given else []
             names = reads.setdefault(None if stop is None else stop.value, {})
             names.update(dict.fromkeys([f.value for f in asked.features] + given))
@@ -147,18 +138,13 @@ class Probe:
                 advance(1)
         return found
 
-    def _asked(self, wish: Wish) -> Problem:
-        """What the wish is solved by; the identity by the map of its span, whose prior it is."""
-        form = self.forms.mapping(wish.span) if wish.form == "identity" else wish.form
-        return problem(self.task.plain, form, wish.span, self._linear(wish.span))
-
     def _errors(
         self, places: Mapping[str | None, Pair], wishes: Sequence[Wish]
     ) -> list[tuple[Wish, float]]:
         """Every wish solved, with its error on the select samples."""
         groups: dict[tuple[str | None, tuple[object, ...]], list[tuple[Wish, Problem]]] = {}
         for wish in wishes:
-            asked, stop = self._asked(wish), self.forms.stop(wish.span)
+            asked, stop = self.forms.asked(wish), self.forms.stop(wish.span)
             key = None if stop is None else stop.value, (asked.features, asked.given)
             groups.setdefault(key, []).append((wish, asked))
         found: list[tuple[Wish, float]] = []
@@ -298,7 +284,7 @@ class Probe:
         """Outputs of the model with one surrogate, batch by batch."""
         begin, exit_ = self.forms.stop(wish.span), wish.span.exit
         now = places[None if begin is None else begin.value].select
-        then, asked, solution = places[exit_].select, self._asked(wish), self._kept(wish)
+        then, asked, solution = places[exit_].select, self.forms.asked(wish), self._kept(wish)
         output = self.task.output
         for piece, truth in zip(now.batches(), then.batches(), strict=True):
             shape = truth.values[exit_].shape

@@ -14,7 +14,7 @@ from .budget import ENOUGH_CHANCE, Budget
 from .compose import Label, compose
 from .fit import Healing, Recipe
 from .probe import Option, Probe
-from .surrogates import Wish, problem
+from .surrogates import Wish
 from .trial import Trial, Trials
 
 EMPHASES = (1.0, 30.0)
@@ -84,14 +84,9 @@ class Search:
         return tuple(gains)
 
     def _saved_bytes(self, wish: Wish) -> int:
-        span, graph = wish.span, self.task.plain.graph
-        stored = 0
-        if wish.form not in ("identity", "folded"):
-            stop = self.forms.stop(span)
-            linear = None if stop is None else stop.linear
-            stored = problem(self.task.plain, wish.form, span, linear).prior.size + span.width
-        item = 2 if span.dtype in ("float16", "bfloat16") else 4
-        return item * (graph.parameters(span.removed) - stored)
+        item = 2 if wish.span.dtype in ("float16", "bfloat16") else 4
+        removed = self.task.plain.graph.parameters(wish.span.removed)
+        return item * (removed - self.forms.stored(wish))
 
     def _reaches(self, label: Label) -> bool:
         budget, least = self.budget, []
