@@ -84,8 +84,8 @@ class Budget:
         """
         found: list[tuple[Trial, Forecast]] = []
         for trial in self.ranked(trials):
-            seen = trial.scores, trial.fresh, trial.scores.joined(trial.fresh)
-            expected = min(map(foretell, seen), key=lambda forecast: forecast.chance)
+            beside = map(foretell, (trial.fresh, trial.scores.joined(trial.fresh)))
+            expected = min((trial.forecast, *beside), key=lambda forecast: forecast.chance)
             found.append((trial, expected))
             if self.allows(expected, ENOUGH_CHANCE):
                 return trial, expected

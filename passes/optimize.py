@@ -31,7 +31,7 @@ from .plan import (
 from .replacement import Replacement
 from .search import Search
 from .task import Task
-from .trial import Trial, Trials
+from .trial import Trial, Trials, tempered
 from .verify import Verdict, forecast, samples_needed, shown, verify
 
 Freeze = Callable[[OnnxModel], OnnxModel]
@@ -79,7 +79,7 @@ def optimize(
             Search(trials, budget).run()
         else:
             trials.fit(Published(trials).recipes(method, budget))
-        tried = trials.done
+        tried = tempered(task, trials.done, budget.max_drop)
         confirmed = budget.confirmed(tried, lambda scores: forecast(task, scores, budget.max_drop))
         if confirmed is None:
             raise NotMet(_why_nothing(task, tried, budget))

@@ -15,7 +15,7 @@ from .compose import Label, compose
 from .fit import Healing, Recipe
 from .probe import Option, Probe
 from .surrogates import Wish
-from .trial import Trial, Trials
+from .trial import Trial, Trials, tempered
 
 EMPHASES = (1.0, 30.0)
 """Weights to try for rows that alone are read in the end."""
@@ -108,10 +108,10 @@ class Search:
             places = sorted({at for at in inner if low < at < high})
             if not places:
                 break
-            trials = self._fit_all(labels[at].wishes for at in places)
-            for at, trial in zip(places, trials, strict=True):
-                if self._is_good(trial):
-                    low = max(low, at)
+            self._fit_all(labels[at].wishes for at in places)
+            found = {trial.recipe.wishes: trial for trial in self._tempered()}
+            good = [at for at in places if self._is_good(found[_ordered(labels[at].wishes)])]
+            low = max([low, *good])
             high = min([at for at in places if at > low], default=high)
 
     def _is_good(self, trial: Trial) -> bool:
@@ -128,16 +128,20 @@ class Search:
                     fresh.append(frozenset(wishes))
                 if len(fresh) == WIDTH:
                     break
-            self._fit_all((sorted(wishes, key=_place) for wishes in fresh), unrepaired)
+            self._fit_all(map(_ordered, fresh), unrepaired)
             found = self._best()
-            if found is best or not fresh:
+            if found.recipe is best.recipe or not fresh:
                 return
             best, unrepaired = found, []
 
     def _best(self) -> Trial:
         """The trial to go on from: the one that would be chosen now, else the nearest."""
-        ranked = self.budget.ranked([trial for trial in self._found if self._is_good(trial)])
-        return ranked[0] if ranked else self.budget.nearest(self._found)[0]
+        found = self._tempered()
+        ranked = self.budget.ranked([trial for trial in found if self._is_good(trial)])
+        return ranked[0] if ranked else self.budget.nearest(found)[0]
+
+    def _tempered(self) -> list[Trial]:
+        return tempered(self.task, self._found, self.budget.max_drop)
 
     def _neighbours(self, trial: Trial) -> Iterator[tuple[Wish, ...]]:
         """Sets like this one: richer forms, then one surrogate added, dropped or swapped.
@@ -182,11 +186,9 @@ class Search:
         alike = [d for other, d in self._damages.items() if other.span == wish.span]
         return min(alike, default=0.0)
 
-    def _fit_all(
-        self, sets: Iterable[Sequence[Wish]], others: Sequence[Recipe] = ()
-    ) -> list[Trial]:
+    def _fit_all(self, sets: Iterable[Iterable[Wish]], others: Sequence[Recipe] = ()) -> None:
         """Fit sets, and other recipes, in one walk; the first walk also settles the row weights."""
-        chosen = [tuple(sorted(wishes, key=_place)) for wishes in sets]
+        chosen = list(map(_ordered, sets))
         self._tried |= set(map(frozenset, chosen))
         *lighter, weight = self._emphases
         recipes = [Recipe(wishes, Healing(weight, weight)) for wishes in chosen]
@@ -197,7 +199,10 @@ class Search:
             is_clear = best.damage < CLEARLY * trials[0].damage
             self._emphases = (best.recipe.healing.emphasis if is_clear else weight,)
         self._found += trials
-        return trials[: len(recipes)]
+
+
+def _ordered(wishes: Iterable[Wish]) -> tuple[Wish, ...]:
+    return tuple(sorted(wishes, key=_place))
 
 
 def _place(wish: Wish) -> tuple[str, int]:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+import numpy as np
+from scipy.optimize import isotonic_regression
 
 from ..calibration.quality import Scores
 from ..ir.onnx_file import OnnxModel
@@ -16,7 +19,7 @@ from .replacement import Replacement
 from .stops import find_stops
 from .substitute import Substitute
 from .task import Reference, Task
-from .verify import Forecast, forecast
+from .verify import Forecast, forecast, harm
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,24 @@ class Trial:
     @property
     def blocks(self) -> float:
         return sum(wish.span.blocks for wish in self.recipe.wishes)
+
+
+def tempered(task: Task, trials: Sequence[Trial], promise: float | None) -> list[Trial]:
+    """The trials, none expected to do less harm than those do that damage the output as little.
+
+    The best of many on select is partly the luckiest. Luck shows in the few samples that turn, far
+    less in the damage by the smooth metric; so the harm seen is made to rise with that damage
+    (isotonic regression), and a trial below the line is taken to lie on it.
+    """
+    if not trials:
+        return []
+    order = np.argsort([trial.damage for trial in trials], kind="stable")
+    seen = np.array([harm(task, trials[at].scores) for at in order])
+    line = dict(zip(order.tolist(), isotonic_regression(seen).x.tolist(), strict=True))
+    return [
+        replace(trial, forecast=forecast(task, trial.scores, promise, line[at]))
+        for at, trial in enumerate(trials)
+    ]
 
 
 class Trials:

@@ -111,21 +111,30 @@ def bound(task: Task, scores: Scores) -> Bound:
     return bound_paired(scores.before > 0.5, scores.after > 0.5, LEVEL)
 
 
-def forecast(task: Task, scores: Scores, promise: float | None) -> Forecast:
+def forecast(task: Task, scores: Scores, promise: float | None, least: float = 0.0) -> Forecast:
     """What the task's certify split will say, judged from scores on other samples."""
     fresh = task.units(task.splits.certify)
-    return foretell(scores, fresh, promise, task.metric if task.is_exact else None)
+    return foretell(scores, fresh, promise, task.metric if task.is_exact else None, least)
 
 
-def foretell(scores: Scores, fresh: int, promise: float | None, exact: str | None) -> Forecast:
+def harm(task: Task, scores: Scores) -> float:
+    """What `least` of a forecast is of: the drop, or the share that got worse where it counts."""
+    return counts(scores)[0] / len(scores.damage) if task.is_exact else scores.drop
+
+
+def foretell(
+    scores: Scores, fresh: int, promise: float | None, exact: str | None, least: float = 0.0
+) -> Forecast:
     """What `fresh` other samples will say; `exact` names the metric where its bound is exact.
 
+    At least the harm `least` is expected, whatever these samples say.
     Many plans are compared on these scores, so a gain seen there is taken for luck: no more samples
     are expected to get better than worse, and no drop below zero.
     """
     seen = len(scores.damage)
     worse, better = counts(scores)
     if exact is not None:
+        worse = max(worse, round(least * seen))
         paired = exact == "accuracy"
         better = min(worse, better) if paired else 0
         share = fresh / seen
@@ -137,7 +146,7 @@ def foretell(scores: Scores, fresh: int, promise: float | None, exact: str | Non
         if promise is not None:
             chance = chance_to_certify(worse, better, seen, fresh, promise, paired=paired)
         return Forecast(max(upper, 0.0), chance)
-    mean, deviation = max(scores.drop, 0.0), float(scores.linear.std())
+    mean, deviation = max(scores.drop, least, 0.0), float(scores.linear.std())
     upper = mean + norm.ppf(LEVEL) * deviation / math.sqrt(fresh)
     if promise is None:
         return Forecast(upper, 1.0)

@@ -9,13 +9,19 @@ import numpy as np
 import pytest
 
 from blockfold.calibration.quality import Scores
+from blockfold.calibration.runtime import Runtime
+from blockfold.calibration.sources import open_data
+from blockfold.calibration.splits import split
 from blockfold.ir.errors import BadInput
+from blockfold.ir.onnx_file import read
 from blockfold.ir.spans import Span
 from blockfold.passes.budget import DEFAULT_MAX_DROP, WORTH_CONFIRMING, Budget
 from blockfold.passes.fit import Recipe
 from blockfold.passes.surrogates import Wish
-from blockfold.passes.trial import Trial
-from blockfold.passes.verify import Forecast
+from blockfold.passes.task import make_task
+from blockfold.passes.trial import Trial, tempered
+from blockfold.passes.verify import Forecast, forecast
+from blockfold.tests.networks import labelled, residual_mlp
 
 NONE = np.zeros(1)
 
@@ -136,3 +142,27 @@ def test_a_very_likely_trial_stays_behind_a_likelier_faster_one() -> None:
         trial(saved=saved, chance=chance) for saved, chance in ((3, 0.99), (2, 0.95), (1, 0.7))
     )
     assert Budget.of(max_drop=0.05).ranked([unsure, safe, lucky]) == [lucky, safe]
+
+
+def test_a_lucky_trial_is_taken_to_do_what_its_neighbours_do() -> None:
+    """Of plans that damage the output alike, the one that happens to show no harm is no better."""
+    model = residual_mlp(2)
+    data = labelled(model, 400)
+    source = read(model)
+
+    def seen(worse: int, damage: float) -> Trial:
+        before = np.ones(100)
+        after = np.where(np.arange(100) < worse, 0.0, 1.0)
+        scores = Scores(before, after)
+        expected = forecast(task, scores, 0.05)
+        return Trial(Recipe(()), (), scores, scores, damage, expected, 1.0, 1.0, 1)
+
+    with open_data(data, source.inputs) as opened:
+        task = make_task(source, opened, split(400), Runtime(threads=1))
+        gentle, harsh, lucky = seen(1, 0.1), seen(8, 1.0), seen(0, 1.1)
+        found = tempered(task, [lucky, gentle, harsh], 0.05)
+    assert found[1].forecast == gentle.forecast
+    assert found[0].forecast.upper > lucky.forecast.upper
+    assert found[0].forecast.chance < 0.5 < lucky.forecast.chance
+    assert found[2].forecast == harsh.forecast  # never expected to do less than it showed
+    assert tempered(task, [], 0.05) == []

@@ -140,7 +140,9 @@ class Comparer:
             sets.append(tuple(Wish(span, "folded") for span in spans))
         if all(span.is_map for span in spans):
             sets.append(tuple(Wish(span, "conv") for span in spans))
-        ours = [Recipe(wishes, Healing(e, e)) for wishes in dict.fromkeys(sets) for e in EMPHASES]
+        picked = any(stop.picked for stop in self.trials.walk.stops)
+        weights = EMPHASES if picked else EMPHASES[:1]
+        ours = [Recipe(wishes, Healing(e, e)) for wishes in dict.fromkeys(sets) for e in weights]
         fitted = self.trials.fit([*recipes.values(), *ours])
         found: dict[Method, Trial] = dict(zip(recipes, fitted, strict=False))
         found["blockfold"] = min(fitted[len(recipes) :], key=lambda trial: trial.damage)
