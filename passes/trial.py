@@ -49,14 +49,18 @@ def tempered(task: Task, trials: Sequence[Trial], promise: float | None) -> list
     """The trials, none expected to do less harm than those do that damage the output as little.
 
     The best of many on select is partly the luckiest. Luck shows in the few samples that turn, far
-    less in the damage by the smooth metric; so the harm seen is made to rise with that damage
-    (isotonic regression), and a trial below the line is taken to lie on it.
+    less in the damage by the smooth metric; so the harm seen is made to rise with that damage, by
+    isotonic regression and at least in the proportion of all trials together, and a trial below the
+    line is taken to lie on it.
     """
     if not trials:
         return []
     order = np.argsort([trial.damage for trial in trials], kind="stable")
     seen = np.array([harm(task, trials[at].scores) for at in order])
-    line = dict(zip(order.tolist(), isotonic_regression(seen).x.tolist(), strict=True))
+    damages = np.array([trials[at].damage for at in order])
+    slope = max(float(seen.sum()), 0.0) / (float(damages.sum()) or 1.0)
+    least = np.maximum(isotonic_regression(seen).x, slope * damages)
+    line = dict(zip(order.tolist(), least.tolist(), strict=True))
     return [
         replace(trial, forecast=forecast(task, trial.scores, promise, line[at]))
         for at, trial in enumerate(trials)
