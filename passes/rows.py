@@ -48,7 +48,6 @@ class Rows:
             value = then.real(asked.target.value)
             x, given = self.columns(asked, now, real=True)
             y = as_rows(value, axis)
-            require_finite(x, asked.features[0].value)
             require_finite(y, asked.target.value)
             y = y if given is None else y - given
             weights = self.padding(now, value.shape, axis)
@@ -94,6 +93,8 @@ class Rows:
         mask = self.task.padding(piece)
         mask = mask[: len(piece.samples)] if mask is not None and real else mask
         parts = [rows_of(feature, take(feature.value), mask) for feature in asked.features]
+        for feature, part in zip(asked.features if real else (), parts, strict=False):
+            require_finite(part, feature.value)
         x = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
         given = asked.given
         return x, None if given is None else rows_of(given, take(given.value), mask)

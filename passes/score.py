@@ -34,11 +34,6 @@ class Redundancy:
     def block_influence(self) -> float:
         return 1.0 - self.cosine
 
-    @property
-    def affine_error(self) -> float:
-        """E |y - x W - b|^2 / tr(Cyy) on the select split."""
-        return 1.0 - self.affine_r2
-
 
 @dataclass(frozen=True)
 class Survey:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -75,6 +76,7 @@ class Trials:
         self.walk = Walk(task, find_stops(task, layout.anatomies, layout.observed))
         self.forms = Forms(task, self.walk, layout.anatomies)
         self.done: list[Trial] = []
+        self._open = ExitStack()
         self._references: tuple[Reference, Reference] | None = None
 
     def fit(self, recipes: Sequence[Recipe]) -> list[Trial]:
@@ -82,8 +84,8 @@ class Trials:
         if self._references is None:
             fit, select = self.task.splits.fit, self.task.splits.select
             self._references = (
-                Reference(self.task, fit, "original on fit"),
-                Reference(self.task, select, "original on select"),
+                self._open.enter_context(Reference(self.task, fit, "original on fit")),
+                self._open.enter_context(Reference(self.task, select, "original on select")),
             )
         trials = [self._measured(fitted) for fitted in self.walk(recipes)]
         self.done += trials
@@ -117,8 +119,7 @@ class Trials:
         return self
 
     def __exit__(self, *error: object) -> None:
-        for reference in self._references or ():
-            reference.__exit__(*error)
+        self._open.close()
 
 
 def build(model: OnnxModel, replacements: Sequence[Replacement]) -> OnnxModel:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from blockfold.tests.tools.harness import CommandLine, Files, hurry, write_files
+from blockfold.tests.tools.place import Place
 from blockfold.tools import api
 
 
@@ -46,3 +47,8 @@ def small(files: Files, tmp_path_factory: pytest.TempPathFactory) -> Path:
         hurry(patch)
         api.optimize_to(target, files.model, files.data, max_drop=0.05, threads=1, provider="cpu")
     return target
+
+
+@pytest.fixture
+def place(tmp_path: Path, files: Files, small: Path) -> Place:
+    return Place(tmp_path, files.model, files.data, small)

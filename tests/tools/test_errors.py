@@ -2,14 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import os
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,94 +13,25 @@ import pytest
 from onnx import helper
 
 from blockfold.calibration.runtime import PROVIDERS, choose_runtime
-from blockfold.passes import optimize as main_job
 from blockfold.passes.bounds import smallest_n
-from blockfold.tests.networks import TOKENS, Arrays, densenet_like, labelled
+from blockfold.tests.networks import TOKENS, densenet_like, labelled
 from blockfold.tests.tools.harness import (
-    CAREFUL,
-    DROP,
     SAMPLES,
     WIDTH,
     CommandLine,
-    Files,
     Ran,
     network,
-    save,
-    subprocess_run,
     unsure,
     untouched,
 )
-from blockfold.tools import api
-
-NOT_MET, BAD_INPUT, UNSUPPORTED, BUG, INTERRUPTED = 1, 2, 3, 4, 130
-
-Words = list[str | Path]
-
-
-@dataclass(frozen=True)
-class Place:
-    """A folder to work in, with a sound model and sound data elsewhere."""
-
-    folder: Path
-    model: Path
-    data: Path
-    small: Path
-
-    @property
-    def target(self) -> Path:
-        return self.folder / "out.onnx"
-
-    def file(self, name: str, content: bytes) -> Path:
-        path = self.folder / name
-        path.write_bytes(content)
-        return path
-
-    def onnx(self, proto: onnx.ModelProto) -> Path:
-        return self.file("other.onnx", proto.SerializeToString())
-
-    def npz(self, **arrays: Any) -> Path:
-        return save(self.folder / "given.npz", arrays)
-
-    def arrays(self, count: int = SAMPLES) -> Arrays:
-        with np.load(self.data) as sound:
-            return {name: sound[name][:count].copy() for name in sound.files}
-
-    def optimize(
-        self, *more: str | Path, model: Path | None = None, data: Path | None = None
-    ) -> Words:
-        """An optimization that would succeed."""
-        words: Words = ["optimize", model or self.model, "--data", data or self.data]
-        return [*words, "-o", self.target, "--max-drop", DROP, *more]
-
-    def plan(self, change: Callable[[dict[str, Any]], object] | None = None) -> Path:
-        """A copy of the plan, with its tensors, changed if so wished."""
-        content = json.loads(self.small.with_suffix(".plan.json").read_text())
-        if change is not None:
-            change(content)
-        tensors = self.small.with_suffix(".plan.safetensors").read_bytes()
-        self.file("p.plan.safetensors", tensors)
-        return self.file("p.plan.json", json.dumps(content).encode())
-
-    def apply(self, plan: Path, *more: str | Path, model: Path | None = None) -> Words:
-        return ["apply", model or self.model, plan, "-o", self.target, *more]
-
-
-@pytest.fixture
-def place(tmp_path: Path, files: Files, small: Path) -> Place:
-    return Place(tmp_path, files.model, files.data, small)
-
-
-def assert_one_line(ran: Ran, code: int, words: Sequence[str]) -> str:
-    """One line on stderr that begins as it should and holds the words; the exit code."""
-    assert ran.code == code, ran
-    (line,) = ran.err.splitlines()
-    assert line.startswith("blockfold: ")
-    missing = [word for word in words if word.lower() not in line.lower()]
-    assert not missing, f"{missing} not in: {line}"
-    assert "Traceback" not in line
-    assert len(line) < 900
-    return line.removeprefix("blockfold: ")
-
+from blockfold.tests.tools.place import (
+    BAD_INPUT,
+    NOT_MET,
+    UNSUPPORTED,
+    Place,
+    Words,
+    assert_one_line,
+)
 
 Case = Callable[[Place], Words]
 CASES: list[Any] = []
@@ -698,99 +623,3 @@ def test_cuda_where_there_is_none(place: Place, command: CommandLine) -> None:
     with untouched(place.folder):
         ran = command(*place.optimize("--provider", "cuda"))
     assert_one_line(ran, BAD_INPUT, ["--provider cuda", "cpu"])
-
-
-# --- faults of our own, and interruptions
-
-
-def test_a_bug_is_owned(
-    place: Place, command: CommandLine, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def broken(*_: object, **__: object) -> None:
-        raise RuntimeError("two and\ntwo is five")
-
-    monkeypatch.setattr(api, "inspect", broken)
-    ran = command("inspect", place.model)
-    *trace, last = ran.err.splitlines()
-    assert (ran.code, ran.out) == (BUG, "")
-    assert trace[0].startswith("Traceback")
-    assert last.startswith("blockfold: a bug in blockfold")
-    assert "two is five" in last
-    ran = command("inspect", place.model, "--json")
-    assert (ran.code, ran.document["exit_code"]) == (BUG, BUG)
-    assert "two is five" in ran.document["error"]
-
-
-def after_ctrl_c(ran: Ran) -> Ran:
-    """The command line first ends the line on which a terminal shows ^C."""
-    assert ran.err.startswith("\n")
-    return replace(ran, err=ran.err[1:])
-
-
-@pytest.mark.parametrize("stop", [KeyboardInterrupt, RuntimeError])
-@pytest.mark.parametrize("where", ["lay_out", "rewrite", "verify", "measure_latency"])
-def test_a_sudden_end_leaves_no_debris(
-    where: str,
-    stop: type[BaseException],
-    place: Place,
-    command: CommandLine,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    def ended(*_: object, **__: object) -> None:
-        raise stop
-
-    monkeypatch.setattr(main_job, where, ended)
-    place.file("out.onnx", b"an older file")
-    with untouched(place.folder, place.model.parent):
-        ran = command(*place.optimize())
-    assert ran.out == ""
-    if stop is KeyboardInterrupt:
-        assert_one_line(after_ctrl_c(ran), INTERRUPTED, ["interrupted", "nothing was written"])
-    else:
-        assert ran.code == BUG
-
-
-def test_ctrl_c_in_earnest(place: Place, temporary: Path) -> None:
-    words = [sys.executable, "-m", "blockfold", *map(str, place.optimize(*CAREFUL))]
-    place.file("out.onnx", b"an older file")
-    with (
-        untouched(place.folder),
-        subprocess.Popen(words, stderr=subprocess.PIPE, stdout=subprocess.PIPE) as process,
-    ):
-        waited = time.monotonic() + 60
-        while not any(temporary.glob("blockfold-*/*.npy")) and process.poll() is None:
-            assert time.monotonic() < waited
-            time.sleep(0.01)
-        assert any(place.folder.glob(".out.onnx.*")), "the search is on, nothing is written yet"
-        process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=60)
-    ran = after_ctrl_c(Ran(process.returncode, out.decode(), err.decode()))
-    assert_one_line(ran, INTERRUPTED, ["interrupted", "nothing was written"])
-    assert ran.out == ""
-    assert not list(temporary.iterdir())
-
-
-# --- a process of its own: nothing is added on the way out
-
-
-@pytest.mark.parametrize("as_json", [False, True])
-def test_bad_input_in_a_process_of_its_own(place: Place, as_json: bool) -> None:
-    arguments = place.optimize(data=place.npz(y=place.arrays()["x"]))
-    with untouched(place.folder):
-        ran = subprocess_run(*arguments, *(["--json"] if as_json else []), cwd=place.folder)
-    assert_one_line(ran, BAD_INPUT, ["given.npz", "'y'", "missing 'x'"])
-    if as_json:
-        assert ran.document["exit_code"] == BAD_INPUT
-    else:
-        assert ran.out == ""
-
-
-def test_a_reader_that_hangs_up_is_no_bug(place: Place) -> None:
-    """As in `blockfold inspect model.onnx --json | head -1`."""
-    words = [sys.executable, "-m", "blockfold", "inspect", str(place.model), "--json"]
-    read, write = os.pipe()
-    os.close(read)
-    done = subprocess.run(words, stdout=write, stderr=subprocess.PIPE, timeout=60, check=False)
-    os.close(write)
-    assert b"bug" not in done.stderr
-    assert done.returncode != BUG
