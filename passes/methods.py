@@ -11,6 +11,7 @@ None repairs what follows. RBA itself picks spans by hand; here it takes them by
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -71,7 +72,7 @@ class Published:
         blocks = sum(len(stream.blocks) for stream in self._trials.layout.anatomies)
         counts: Sequence[int] = range(1, max(1, blocks // 2) + 1)
         if budget.remove is not None:
-            counts = [round(budget.remove)]
+            counts = [math.ceil(budget.remove - 1e-9)]  # they remove whole blocks
         found = [self.recipe(method, count) for count in counts]
         recipes = [recipe for recipe in found if recipe is not None]
         if not recipes and budget.remove is not None:

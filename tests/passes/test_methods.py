@@ -142,6 +142,15 @@ def test_a_method_runs_through_the_main_job(method: Method) -> None:
     assert result.plan.refits == ()
 
 
+@pytest.mark.parametrize(("remove", "blocks"), [(0.3, 1.0), (1.0, 1.0), (1.2, 2.0)])
+def test_part_of_a_block_is_a_whole_one(remove: float, blocks: float) -> None:
+    """They know whole blocks only, and a budget is to be reached."""
+    model = residual_mlp(4)
+    with trying(model, labelled(model, ROWS)) as trials:
+        (recipe,) = Published(trials).recipes("drop", Budget.of(remove=remove))
+        assert sum(wish.span.blocks for wish in recipe.wishes) == blocks
+
+
 def test_more_blocks_than_can_go_are_refused() -> None:
     model = residual_mlp(2)
     with trying(model, labelled(model, ROWS)) as trials:
