@@ -134,9 +134,9 @@ def foretell(
     seen = len(scores.damage)
     worse, better = counts(scores)
     if exact is not None:
-        worse = max(worse, round(least * seen))
+        worse = min(max(worse, round(least * seen)), seen)
         paired = exact == "accuracy"
-        better = min(worse, better) if paired else 0
+        better = min(worse, better, seen - worse) if paired else 0
         share = fresh / seen
         if paired:
             upper = float(paired_score_upper(worse * share, better * share, fresh, LEVEL))

@@ -19,7 +19,14 @@ from blockfold.ir.onnx_file import read
 from blockfold.passes.bounds import bootstrap_upper
 from blockfold.passes.optimize import require_enough_samples
 from blockfold.passes.task import Task, make_task
-from blockfold.passes.verify import Forecast, forecast, judge, samples_needed, verify
+from blockfold.passes.verify import (
+    Forecast,
+    forecast,
+    foretell,
+    judge,
+    samples_needed,
+    verify,
+)
 from blockfold.tests.networks import (
     CLASSES,
     FLOAT,
@@ -326,3 +333,15 @@ def test_a_model_without_a_floating_output_is_unsupported() -> None:
         task_of(samples(model, 12), model),
     ):
         pytest.fail("the task was made")
+
+
+@pytest.mark.parametrize("exact", ["accuracy", "agreement", None])
+def test_harm_expected_is_at_least_what_is_given_and_never_beyond_all(exact: str | None) -> None:
+    """A line through other plans may say more than that every sample gets worse."""
+    seen = scores(2, 1, 97)
+    uppers = [foretell(seen, 200, 0.1, exact, least).upper for least in (0.0, 0.2, 0.99, 1.0, 7.0)]
+    assert uppers == sorted(uppers)
+    assert uppers[0] < uppers[1] < uppers[2]
+    assert foretell(seen, 200, 0.1, exact, 7.0).chance < 0.01
+    if exact is not None:
+        assert uppers[-1] == uppers[-2] <= 1.0
