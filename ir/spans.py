@@ -1,7 +1,8 @@
 """Spans: stretches of a chain that one map from entry to exit could replace.
 
 A Span is proved when it is made: entry and exit have one dtype and one shape, nothing inside is
-read from outside. What cannot be proved is a Refusal that names the reason and the node at fault.
+read from outside. Feature maps may also change in size, by whole strides, and in channels: that is
+seen on data alone. What cannot be proved is a Refusal that names the reason and the node at fault.
 """
 
 from __future__ import annotations
@@ -24,7 +25,9 @@ class Span:
     Replacing it means: whoever reads `exit` reads a map of `entry` instead, and the nodes listed
     in `removed` (indices) are no longer needed by anyone. `side_inputs` are other values that flow
     into the span (encoder states, say). `channel_axis` is -1 for tokens, 1 for feature maps; `rank`
-    counts all axes and `width` the channels, 0 where they are not known.
+    counts all axes and `width` the channels of the exit, 0 where they are not known. `strides`, one
+    per spatial axis, is empty where both ends have one shape; else the entry has `entry_width`
+    channels.
     """
 
     stream: str
@@ -40,6 +43,8 @@ class Span:
     removed: frozenset[int]
     side_inputs: tuple[str, ...]
     width: int = 0
+    strides: tuple[int, ...] = ()
+    entry_width: int = 0
 
     @property
     def is_map(self) -> bool:
@@ -47,10 +52,10 @@ class Span:
         return self.channel_axis == 1 and self.rank > 2
 
     def window(self, kernel: int) -> Window:
-        """How a convolution of that size that keeps the maps' size looks at the entry."""
+        """How a convolution of that size that makes the exit's maps looks at the entry."""
         axes = self.rank - 2
         one = (1,) * axes
-        return Window((kernel,) * axes, one, (kernel // 2,) * 2 * axes, one)
+        return Window((kernel,) * axes, self.strides or one, (kernel // 2,) * 2 * axes, one)
 
     def touches(self, other: Span) -> bool:
         """Whether both share a cut: then neither can be chosen beside the other."""
@@ -80,19 +85,21 @@ def prove(
     """The span from cut `start` to cut `stop`, or why there is none.
 
     It ends at the exit cut's first value, so that a norm or activation that follows is kept and the
-    map is fitted in front of it. It begins at the entry cut's last value of that shape.
+    map is fitted in front of it. It begins at the entry cut's last value of that shape, or else at
+    the last value that a convolution with strides can make the exit of.
     """
     name = span_name(anatomy, start, stop)
     exit_ = anatomy.chain.cuts[stop].first
     maker = str(graph.producer[exit_])
-    reasons: list[str] = []
-    for entry in reversed(anatomy.chain.cuts[start].values):
-        reason = _mismatch(graph, entry, exit_, observed)
-        if reason is None:
-            break
-        reasons.append(reason)
-    else:
-        return Refusal(start, stop, name, reasons[0], maker)
+    entries = tuple(reversed(anatomy.chain.cuts[start].values))
+    reasons = {entry: _mismatch(graph, entry, exit_, observed) for entry in entries}
+    blocks = anatomy.block_share(start, stop)
+    strides = {e: _strides(graph, e, exit_, observed) if blocks else () for e in entries}
+    same = (entry for entry in entries if reasons[entry] is None)
+    entry = next(same, next((entry for entry in entries if strides[entry]), None))
+    if entry is None:
+        return Refusal(start, stop, name, str(reasons[entries[0]]), maker)
+    resized: tuple[int, ...] = strides[entry] if reasons[entry] else ()
     axis = channel_axis(graph, exit_, entry, observed)
     removed = graph.freed_by(exit_, entry)
     escape = _escape(graph, anatomy, start, stop, removed)
@@ -109,10 +116,12 @@ def prove(
         rank=len(_any_shape(graph, exit_, observed)),
         dtype=graph.value(exit_).dtype or graph.value(entry).dtype or "float32",
         name=name,
-        blocks=anatomy.block_share(start, stop),
+        blocks=blocks,
         removed=removed,
         side_inputs=_side_inputs(graph, anatomy, start, removed),
         width=_width(graph, exit_, axis, observed),
+        strides=resized,
+        entry_width=_width(graph, entry, axis, observed) if resized else 0,
     )
 
 
@@ -159,6 +168,37 @@ def _mismatch(graph: Graph, entry: str, exit_: str, observed: ObservedShapes | N
     if _keeps_shape(graph, entry, exit_):
         return None
     return "no residual sum joins its ends, and without data equal shapes are not proved"
+
+
+LONGEST_STRIDE = 3
+"""A 3x3 kernel of longer strides would not see all of the entry."""
+
+
+def _strides(
+    graph: Graph, entry: str, exit_: str, observed: ObservedShapes | None
+) -> tuple[int, ...]:
+    """Strides that lead from the feature maps of the entry to those of the exit, () for none.
+
+    On all data seen, a padded kernel of odd size must make ceil(size / stride) of every size.
+    """
+    a, b = graph.value(entry), graph.value(exit_)
+    if a.is_known_not_float or b.is_known_not_float or (a.dtype and b.dtype and a.dtype != b.dtype):
+        return ()
+    seen = observed or {}
+    pairs = list(zip(seen.get(entry, ()), seen.get(exit_, ()), strict=True))
+    if not pairs or any(len(x) != len(y) or len(x) < 3 or x[0] != y[0] for x, y in pairs):
+        return ()
+    if any(channel_axis(graph, name, name, observed) != 1 for name in (entry, exit_)):
+        return ()
+    if len({(x[1], y[1]) for x, y in pairs}) > 1:
+        return ()
+    x, y = pairs[0]
+    strides = tuple(-(-m // n) for m, n in zip(x[2:], y[2:], strict=True))
+    for x, y in pairs:
+        sizes = tuple(-(-m // stride) for m, stride in zip(x[2:], strides, strict=True))
+        if sizes != y[2:] or max(strides) > LONGEST_STRIDE:
+            return ()
+    return strides
 
 
 KEEPING = frozenset({Kind.POINTWISE, Kind.NORM, Kind.ADD})

@@ -124,7 +124,8 @@ def weigh(
     models = [_with(model, blank(model, Wish(span, form))) for _, form, span in changed]
     whole, *rest = weights([model, *models])
     found = {(kind, form): cost for (kind, form, _), cost in zip(changed, rest, strict=True)}
-    units = {kind: max(0.0, whole - found[kind, "identity"]) for kind in chosen}
+    least = {kind: found[kind, _least(span)] for kind, span in chosen.items()}
+    units = {kind: max(0.0, whole - least[kind]) for kind in chosen}
     kinds = [kind for stream in layout.anatomies for kind in unit_kinds(stream)]
     excess = max(1.0, sum(units.get(kind, 0.0) for kind in kinds) / whole)
     return Costs(
@@ -132,7 +133,7 @@ def weigh(
         {kind: cost / excess for kind, cost in units.items()},
         {
             kind: {
-                form: max(0.0, found[kind, form] - found[kind, "identity"])
+                form: max(0.0, found[kind, form] - least[kind])
                 for form in TIMED
                 if (kind, form) in found
             }
@@ -154,9 +155,16 @@ def _with(model: OnnxModel, replacement: Replacement) -> OnnxModel:
     return Cleanup()(Substitute([replacement])(model).model).model
 
 
+def _least(span: Span) -> Form:
+    """The cheapest that can stand in the span's place; what it costs counts as nothing."""
+    return "affine" if span.strides else "identity"
+
+
 def _can_be(span: Span, form: Form) -> bool:
     if form == "conv":
         return span.is_map
+    if span.strides:
+        return form == "affine"
     return form != "affine + context" or span.rank >= 3
 
 

@@ -72,10 +72,12 @@ class Forms:
 
     def mapping(self, span: Span) -> Form:
         """The plain map of the span."""
-        return "affine + context" if self.is_mixing(span) else "affine"
+        return "affine + context" if not span.strides and self.is_mixing(span) else "affine"
 
     def offered(self, span: Span) -> tuple[Form, ...]:
         """What may stand in the span's place, cheapest first."""
+        if span.strides:
+            return "affine", "conv"
         found: list[Form] = ["identity"]
         if self.is_fed(span):
             found.append("folded")
@@ -87,7 +89,9 @@ class Forms:
     def richer(self, span: Span, form: Form) -> Form:
         """The form that is fitted best at about the same cost: itself, or one that folds too."""
         stop = self.stop(span)
-        if stop is None or stop.linear is None or (form in CONTEXT and not stop.is_aligned):
+        if stop is None or stop.linear is None or span.strides:
+            return form
+        if form in CONTEXT and not stop.is_aligned:
             return form
         return RICHER.get(form, form)
 

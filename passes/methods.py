@@ -143,6 +143,6 @@ def _runs(
             if len(run) < count or any(a.stop != b.start for a, b in pairwise(run)):
                 break
             proved = prove(graph, stream, run[0].start, run[-1].stop, observed)
-            if isinstance(proved, Span):
+            if isinstance(proved, Span) and not proved.strides:
                 found.append((tuple(run), proved))
     return found

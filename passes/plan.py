@@ -81,6 +81,8 @@ class Decision(_Record):
     folds: str | None = None
     mask: str | None = None
     width: int = 0
+    strides: tuple[int, ...] = ()
+    entry_width: int = 0
 
 
 class TrialRecord(_Record):
@@ -192,6 +194,8 @@ def decision_of(replacement: Replacement) -> Decision:
         folds=None if replacement.linear is None else replacement.linear.value,
         mask=replacement.mask,
         width=span.width,
+        strides=span.strides,
+        entry_width=span.entry_width,
     )
 
 
@@ -211,6 +215,8 @@ def span_of(decision: Decision) -> Span:
         removed=frozenset(),
         side_inputs=(),
         width=decision.width,
+        strides=decision.strides,
+        entry_width=decision.entry_width,
     )
 
 

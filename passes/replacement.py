@@ -15,7 +15,7 @@ from ..calibration.solve import Solution
 from ..ir.onnx_file import OnnxModel
 from ..ir.onnx_linear import Linear, as_weight, matrix, offset, views_after
 from ..ir.spans import Span
-from .surrogates import KERNEL, Form
+from .surrogates import Form, kernel_size
 
 
 @dataclass(frozen=True)
@@ -80,11 +80,12 @@ class Replacement:
         span, entry = self.span, gs.Variable(x)
         if span.is_map:
             axes = span.rank - 2
-            size = KERNEL if self.form == "conv" else 1
+            size = kernel_size(self.form)
             kernel = W.T.reshape(W.shape[1], -1, *(size,) * axes)
             weights = [self._constant("W", kernel)]
             weights += [] if b is None else [self._constant("b", b)]
             attrs: dict[str, object] = {} if size == 1 else {"pads": [size // 2] * 2 * axes}
+            attrs |= {"strides": list(span.strides)} if span.strides else {}
             return [self._node("Conv", "conv", [entry, *weights], made, attrs)]
         product = made if b is None else gs.Variable(f"{self._prefix}/{span.exit}/product")
         nodes = [self._node("MatMul", "matmul", [entry, self._constant("W", W)], product)]

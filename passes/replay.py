@@ -104,6 +104,8 @@ def _require_form(wish: Wish, walk: Walk) -> None:
     is_aligned = any(s.is_aligned and (s.stream, s.cut) == begin for s in walk.stops)
     if form == "refit":
         why = "a refit stands for no span"
+    elif span.strides and form not in ("affine", "conv"):
+        why = "its ends differ in shape"
     elif form in FOLDED and not is_fed:
         why = "no linear operation feeds its entry"
     elif form == "conv" and not span.is_map:

@@ -37,7 +37,7 @@ class Redundancy:
 
 @dataclass(frozen=True)
 class Survey:
-    """The layout of a model and the redundancy of its units and blocks."""
+    """The layout of a model and the redundancy of its units and blocks that keep the shape."""
 
     layout: Layout
     spans: tuple[Redundancy, ...]
@@ -46,7 +46,8 @@ class Survey:
 def score(task: Task) -> Survey:
     """Survey units and blocks in one sweep over the fit and select splits."""
     layout = lay_out(task)
-    return Survey(layout, tuple(measure(task, layout.spans, "survey")))
+    spans = [span for span in layout.spans if not span.strides]
+    return Survey(layout, tuple(measure(task, spans, "survey")))
 
 
 def measure(task: Task, spans: Sequence[Span], stage: str) -> list[Redundancy]:

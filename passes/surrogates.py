@@ -14,7 +14,8 @@ r + u W0 + b0.
     refit                       y ~ r + u W + b           no span: a sum's linear operation, again
 
 All are one least squares problem, pulled towards what leaves the network as it is: W0 is the
-identity on x and r, 0 on m, the weight that was there on u.
+identity on x and r, 0 on m, the weight that was there on u. Where feature maps change in size or
+channels the maps are convolutions with strides, and W0 is 0: nothing there is left as it is.
 """
 
 from __future__ import annotations
@@ -76,6 +77,11 @@ def problem(model: OnnxModel, form: Form, span: Span, linear: Linear | None) -> 
     """What is to be solved to make `span.exit` in the given form; `linear` makes the entry."""
     axis, width = span.channel_axis, span.width
     target, entry, eye = Feature(span.exit, axis), Feature(span.entry, axis), np.eye(width)
+    if span.strides:
+        size = kernel_size(form)
+        entry = Feature(span.entry, axis, span.window(size))
+        prior = np.zeros((span.entry_width * size ** (span.rank - 2), width))
+        return Problem((entry,), None, target, prior)
     if form == "affine":
         return Problem((entry,), None, target, eye)
     mean = Feature(span.entry, axis, pooled=True)
@@ -94,6 +100,11 @@ def problem(model: OnnxModel, form: Form, span: Span, linear: Linear | None) -> 
         whole = Feature(linear.value, axis, pooled=True)
         return Problem((r, u, whole), None, target, np.vstack([eye, weight, np.zeros_like(eye)]))
     return Problem((u,), r, target, weight)
+
+
+def kernel_size(form: Form) -> int:
+    """Of the convolution that a map of feature maps is."""
+    return KERNEL if form == "conv" else 1
 
 
 def linear_input(linear: Linear) -> Feature:

@@ -135,22 +135,36 @@ def residual_mlp(
 
 
 def residual_cnn(
-    widths: Sequence[int] = (6,), blocks: int = 3, affine: Collection[int] = (), *, seed: int = 0
+    widths: Sequence[int] = (6,),
+    blocks: int = 3,
+    affine: Collection[int] = (),
+    *,
+    seed: int = 0,
+    downsampling: bool = False,
 ) -> onnx.ModelProto:
     """x (batch, 3, 6, 6) -> stem -> residual blocks, ReLU after the sum -> logits.
 
-    Each further width is a stage that begins with a convolution of stride 2. Blocks in `affine` are
-    relu(x + two 1x1 convolutions of x in a row).
+    Each further width is a stage that begins with a convolution of stride 2, or where
+    `downsampling` with a block of stride 2, its shortcut a convolution, too. Blocks in `affine` are
+    relu(x + two 1x1 convolutions of x in a row); those of stride 2 are one 3x3 convolution, and
+    their shortcut.
     """
     net = Net(seed)
     h, channels, at = "x", 3, 0
     for stage, width in enumerate(widths):
         net.scope = f"/stem{stage}"
-        h = net.node("Relu", net.conv(h, channels, width, stride=1 + (stage > 0)))
-        channels = width
+        if stage == 0 or not downsampling:
+            h = net.node("Relu", net.conv(h, channels, width, stride=1 + (stage > 0)))
+            channels = width
         for _ in range(blocks):
             net.scope = f"/blocks.{at}"
-            if at in affine:
+            if channels != width:
+                branch = net.conv(h, channels, width, stride=2)
+                if at not in affine:
+                    branch = net.conv(net.node("Relu", branch), width, width)
+                h = net.conv(h, channels, width, kernel=1, stride=2)
+                channels = width
+            elif at in affine:
                 wide = net.conv(h, width, 3 * width, kernel=1)
                 branch = net.conv(wide, 3 * width, width, kernel=1)
             else:

@@ -166,12 +166,11 @@ def inspect(model: Model, data: object = None, **settings: Any) -> Inspection:
         return Inspection(read_in, plain.graph, streams, tuple(spans), tuple(refusals), None)
     with _task(read_in, data, options) as task:
         survey = score(task)
-        found = tuple(redundancy.span for redundancy in survey.spans)
         return Inspection(
             read_in,
             task.plain.graph,
             survey.layout.anatomies,
-            found,
+            survey.layout.spans,
             survey.layout.refusals,
             survey,
             task.data.random,

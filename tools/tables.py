@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..ir.blocks import Anatomy
+from ..ir.spans import Span
 from ..passes.facts import Facts
 from ..passes.plan import LatencyRecord
 from ..passes.score import Redundancy
@@ -32,13 +33,12 @@ def show_inspection(console: Console, found: Inspection) -> None:
             table.add_column(header, justify="right")
         for redundancy in found.survey.spans:
             table.add_row(*_span_cells(found, redundancy))
+        for span in found.spans:
+            if span.strides:
+                table.add_row(*_name_cells(found, span), "-", "-", "-")
     else:
         for span in found.spans:
-            table.add_row(
-                Text(span.name),
-                f"{span.blocks:.2f}",
-                _count(found.graph.parameters(span.removed)),
-            )
+            table.add_row(*_name_cells(found, span))
     console.print(table)
     if found.survey is not None:
         console.print(
@@ -54,12 +54,14 @@ def _block_names(streams: Sequence[Anatomy]) -> set[str]:
     return {block.name for stream in streams for block in stream.blocks}
 
 
+def _name_cells(found: Inspection, span: Span) -> tuple[Text, str, str]:
+    parameters = found.graph.parameters(span.removed)
+    return Text(span.name), f"{span.blocks:.2f}", _count(parameters)
+
+
 def _span_cells(found: Inspection, redundancy: Redundancy) -> Sequence[str | Text]:
-    span = redundancy.span
     return (
-        Text(span.name),
-        f"{span.blocks:.2f}",
-        _count(found.graph.parameters(span.removed)),
+        *_name_cells(found, redundancy.span),
         f"{redundancy.block_redundancy:.4g}",
         f"{redundancy.cosine:.3f}",
         f"{redundancy.affine_r2:.3f}",

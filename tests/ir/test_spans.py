@@ -169,8 +169,20 @@ def test_an_exit_that_is_a_graph_output_is_no_obstacle() -> None:
     assert span(net.model({"x": io}, {"y": io}), 0, 1).exit == "y"
 
 
+def test_maps_that_a_block_makes_smaller_are_a_span_of_strides_seen_on_data() -> None:
+    model = residual_cnn((4, 6), 2, downsampling=True)
+    _, stream = streams(model)
+    names = [cut.first for cut in stream.chain.cuts]
+    before, after = names.index("z1"), names.index("z2")
+    assert "shape" in refusal(model, before, after).reason
+    found = span(model, before, after, data=True)
+    assert (found.strides, found.entry_width, found.width, found.entry) == ((2, 2), 4, 6, "h1")
+    assert span(model, names.index("z0"), before, data=True).strides == ()
+
+
 @pytest.mark.parametrize("data", [False, True])
 def test_refused_where_shapes_differ(data: bool) -> None:
+    """A convolution of stride 2 by itself is no block, and no map of it would be less."""
     _, stream = streams(residual_cnn((4, 6), 2))
     assert stream.chain.cuts[3].first == "z1"
     found = refusal(residual_cnn((4, 6), 2), 3, 4, data=data)

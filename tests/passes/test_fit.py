@@ -92,6 +92,7 @@ PLANTED: dict[str, tuple[onnx.ModelProto, str, Form]] = {
     "joint": (folded_net(), "blocks.1", "affine + folded"),
     "maps": (residual_cnn(affine=(1,)), "blocks.1", "affine"),
     "conv": (residual_cnn(affine=(1,)), "blocks.1", "conv"),
+    "strides": (residual_cnn((4, 6), 2, (2,), downsampling=True), "blocks.2", "conv"),
 }
 
 
@@ -110,7 +111,8 @@ def test_a_planted_block_is_solved_exactly(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "form"), [("context", "affine"), ("joint", "identity"), ("joint", "folded")]
+    ("name", "form"),
+    [("context", "affine"), ("joint", "identity"), ("joint", "folded"), ("strides", "affine")],
 )
 def test_a_poorer_form_does_not_do(name: str, form: Form) -> None:
     model, block, _ = PLANTED[name]
@@ -131,6 +133,7 @@ TOKEN_FORMS: tuple[Form, ...] = (
 BUILT: dict[str, tuple[onnx.ModelProto, str, tuple[Form, ...]]] = {
     "mlp": (residual_mlp(4), "blocks.1", TOKEN_FORMS),
     "cnn": (residual_cnn(blocks=4), "blocks.1", (*TOKEN_FORMS[:-1], "conv")),
+    "downsampling": (residual_cnn((4, 6), 2, downsampling=True), "blocks.2", ("affine", "conv")),
     "first": (residual_mlp(4), "blocks.0", ("identity", "affine", "affine + context")),
     "tabular": (tabular(blocks=4), "blocks.1", ("identity", "folded", "affine", "affine + folded")),
     "encoder": (masked_encoder(3), "layer.1", TOKEN_FORMS),
