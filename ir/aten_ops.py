@@ -167,7 +167,7 @@ def reads(call: fx.Node) -> list[fx.Node]:
 
 def copied(call: fx.Node) -> fx.Node | None:
     """The input whose very numbers the call gives; None where it computes others."""
-    given = {argument.name: value for argument, value in _arguments(call)}
+    given = named_arguments(call)
     source = next(iter(given.values()), None)
     if not isinstance(source, fx.Node) or not _look_alike(source, call):
         return None
@@ -262,6 +262,11 @@ def _is_smooth(held: object) -> bool:
     if isinstance(held, torch.Tensor):
         return held.is_floating_point() or held.is_complex()
     return isinstance(held, torch.SymFloat)
+
+
+def named_arguments(call: fx.Node) -> dict[str, Any]:
+    """What is given for each argument of the operator's schema, by the argument's name."""
+    return {argument.name: value for argument, value in _arguments(call)}
 
 
 def _arguments(call: fx.Node) -> list[tuple[torch.Argument, Any]]:

@@ -138,7 +138,7 @@ class Replacement:
                 self._over(model, "ReduceMean", f"{made.name} over", x, axes, made, since=18)
                 for x, made in pairs
             ], means
-        row, some = gs.Variable(f"{label}/row"), gs.Variable(f"{label}/some")
+        row, some = (gs.Variable(f"blockfold/{self.mask}/{part}") for part in ("row", "some"))
         nodes = self._kept(model, self.mask, row, some)
         for x, made in pairs:
             total = gs.Variable(f"{made.name}/total")
@@ -149,19 +149,22 @@ class Replacement:
     def _kept(
         self, model: OnnxModel, mask: str, row: gs.Variable, some: gs.Variable
     ) -> list[gs.Node]:
-        """Nodes that give a row of ones where there is no padding, and their number (or one)."""
-        label = f"{self._prefix}/{self.span.exit}/context"
+        """Nodes that give a row of ones where there is no padding, and their number (or one).
+
+        Their names go by the mask alone: replacements share them.
+        """
+        label = f"blockfold/{mask}"
         is_kept, kept, count = (
             gs.Variable(f"{label}/{part}") for part in ("is kept", "kept", "count")
         )
         dtype = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(self._dtype))
-        one = gs.Constant(f"{label}/one", np.ones((1, 1, 1), self._dtype))
+        one = gs.Constant(f"{label}/one", np.ones((), self._dtype))
         return [
-            self._node("Cast", "context truth", [gs.Variable(mask)], is_kept, {"to": 9}),
-            self._node("Cast", "context mask", [is_kept], kept, {"to": dtype}),
+            gs.Node("Cast", f"{label}/truth", {"to": 9}, [gs.Variable(mask)], [is_kept]),
+            gs.Node("Cast", f"{label}/cast", {"to": dtype}, [is_kept], [kept]),
             self._over(model, "Unsqueeze", "context row", kept, [1], row, since=13),
             self._over(model, "ReduceSum", "context count", row, [2], count, since=13),
-            self._node("Max", "context some", [count, one], some),
+            gs.Node("Clip", f"{label}/clip", {}, [count, one], [some]),
         ]
 
     def _over(

@@ -42,12 +42,14 @@ class Substitute(Pass):
             and r.span.exit not in model.graph.outputs
             and not is_captured(model, r.span.exit)
         }
+        shared: set[str] = set()
         for replacement, note in zip(ordered, notes, strict=True):
             span = replacement.span
             if span.exit in rewired:
                 rewire(model, delta, span.exit, span.entry)
             else:
-                nodes = replacement.nodes(model)
+                nodes = [n for n in replacement.nodes(model) if n.outputs[0].name not in shared]
+                shared.update(node.outputs[0].name for node in nodes)
                 for tensor in (tensor for node in nodes for tensor in node.inputs):
                     tensor.name = rewired.get(tensor.name, tensor.name)
                 insert(model, delta, span.exit, nodes, note)

@@ -1,0 +1,69 @@
+"""A captured torch module as an ONNX model."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import tempfile
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.export import ExportedProgram
+
+from .errors import Unsupported
+from .onnx_file import OnnxModel, read
+
+LARGEST_IN_MEMORY = 1_500_000_000
+"""Bytes of weights up to which a model is one protobuf message; those end at 2 GB."""
+
+
+def to_onnx(program: ExportedProgram, folder: Path, *, opset: int | None = None) -> OnnxModel:
+    """The ONNX model of a captured module; large weights lie in `folder`.
+
+    Raises Unsupported where torch has no ONNX operators for what the module does.
+    """
+    try:
+        with quietly():
+            exported: Any = torch.onnx.export(program, dynamo=True, opset_version=opset)
+            if exported is None:
+                raise RuntimeError("it gives no program")
+            if _bytes(program) > LARGEST_IN_MEMORY:
+                path = folder / "exported.onnx"
+                exported.save(path, external_data=True)
+                return read(path)
+            return read(exported.model_proto)
+    except Exception as error:  # whatever a translation of any operator may raise
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        raise Unsupported(
+            f"torch.onnx.export cannot translate the module: {lines[-1] if lines else error!r}; "
+            "export it by other means and give the ONNX file"
+        ) from error
+
+
+def _bytes(program: ExportedProgram) -> int:
+    return sum(tensor.nbytes for tensor in program.state_dict.values())
+
+
+@contextlib.contextmanager
+def quietly() -> Any:
+    """Keep torch's exporter from printing its progress, logging and warning of its own code."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with (
+            warnings.catch_warnings(),
+            contextlib.redirect_stdout(io.StringIO()),
+            contextlib.redirect_stderr(io.StringIO()),
+        ):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
+
+
+def scratch() -> tempfile.TemporaryDirectory[str]:
+    """A folder for the weights of a large export, gone when the last who holds it is."""
+    return tempfile.TemporaryDirectory(prefix="blockfold-")
