@@ -7,6 +7,7 @@ names that they have in the user's module; those that nothing reads any more are
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
@@ -31,8 +32,13 @@ class TorchDoor:
         """Raises Unsupported where an operation writes into memory that others look at."""
         captured = program.module(check_guards=False)
         captured.graph._tracer_cls = None
-        module = copy.deepcopy(captured)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # torch's own, of its own classes
+            module = copy.deepcopy(captured)
         assert isinstance(module, fx.GraphModule)
+        for name in missing(module):
+            with module.graph.inserting_before(next(iter(module.graph.nodes))):
+                module.graph.get_attr(name)
         self._module = fx.GraphModule(module, module.graph)  # without guards and without stubs
         self.graph = self._module.graph
         names = map(str, program.graph_signature.user_inputs)
@@ -117,10 +123,11 @@ class TorchDoor:
 
         Tensors that nothing else reads keep their names and get new numbers.
         """
-        weight_name = self._tensor(linear.weight, linear.operation, weight)
+        reader = linear.operation if linear.is_exclusive else None
+        weight_name = self._tensor(linear.weight, reader, weight)
         beside = f"{weight_name.rpartition('.')[0]}.bias".lstrip(".")
         if linear.bias is not None:
-            bias_name = self._tensor(linear.bias, linear.operation, bias)
+            bias_name = self._tensor(linear.bias, reader, bias)
         else:
             bias_name = self._new_tensor(beside, bias)
         with self.graph.inserting_before(exit_):
@@ -158,7 +165,7 @@ class TorchDoor:
         made.meta = dict(linear.operation.meta)
         return made
 
-    def _tensor(self, node: fx.Node, reader: fx.Node, values: torch.Tensor) -> str:
+    def _tensor(self, node: fx.Node, reader: fx.Node | None, values: torch.Tensor) -> str:
         """Name of a tensor with new values: its own where `reader` alone reads it."""
         name = str(node.target)
         sharing = [
@@ -206,10 +213,16 @@ class TorchDoor:
     def close(self) -> CompressedModule:
         """The edited module, nothing in it that no output needs."""
         needed = _needed(self.graph)
+        now = {str(node.target) for node in needed if node.op == "get_attr"}
+        gone = self._unread(now)
         for node in reversed(list(self.graph.nodes)):
-            if node not in needed and node.op != "placeholder":
+            is_kept = node.op == "get_attr" and str(node.target) not in gone
+            if node not in needed and node.op != "placeholder" and not is_kept:
                 self.graph.erase_node(node)
-        self._remove_unread()
+        for name in gone:
+            owner, _, leaf = name.rpartition(".")
+            delattr(self._module.get_submodule(owner), leaf)
+        _remove_empty(self._module)
         self.graph.lint()
         self._module.recompile()
         return as_compressed(self._module, self._passing)
@@ -217,24 +230,21 @@ class TorchDoor:
     def _tensors_read(self) -> set[str]:
         return {str(n.target) for n in _needed(self.graph) if n.op == "get_attr"}
 
-    def _remove_unread(self) -> None:
-        """Remove tensors that were read and are not now, and what stands beside them alone."""
-        now = {str(node.target) for node in self.graph.nodes if node.op == "get_attr"}
-        gone = self._read - now
+    def _unread(self, now: Collection[str]) -> set[str]:
+        """Names of tensors that were read and are not `now`, and of what stands beside them alone.
+
+        Another name of a tensor that is still read stays.
+        """
+        held = _tensors(self._module)
+        living = {id(held[name]) for name in now if name in held}
+        gone = {name for name in self._read - set(now) if id(held[name]) not in living}
         owners = {name.rpartition(".")[0] for name in gone}
-        kept = {name.rpartition(".")[0] for name in self._read & now}
-        names = [
-            name
-            for name, _ in (
-                *self._module.named_parameters(remove_duplicate=False),
-                *self._module.named_buffers(remove_duplicate=False),
-            )
-        ]
-        for name in names:
-            owner, _, leaf = name.rpartition(".")
-            if name in gone or (owner in owners - kept and name not in now):
-                delattr(self._module.get_submodule(owner), leaf)
-        _remove_empty(self._module)
+        kept = {name.rpartition(".")[0] for name in self._read & set(now)}
+        for name, tensor in held.items():
+            is_alone = name.rpartition(".")[0] in owners - kept
+            if is_alone and name not in now and id(tensor) not in living:
+                gone.add(name)
+        return gone
 
 
 class _Reader(fx.Interpreter):
@@ -311,6 +321,21 @@ def _functional(call: fx.Node) -> Callable[..., Any] | None:
     name, overload = aten_ops.table_name(call)
     packet = getattr(torch.ops.aten, name, None)
     return getattr(packet, overload or "default", None)
+
+
+def missing(module: fx.GraphModule) -> list[str]:
+    """Names of tensors that no node of the graph speaks of, such as second names."""
+    named = {str(node.target) for node in module.graph.nodes if node.op == "get_attr"}
+    calls = {str(node.target) for node in module.graph.nodes if node.op == "call_module"}
+    inside = tuple(f"{name}." for name in calls)
+    return [n for n in _tensors(module) if n not in named and not n.startswith(inside)]
+
+
+def _tensors(module: nn.Module) -> dict[str, torch.Tensor]:
+    return {
+        **dict(module.named_parameters(remove_duplicate=False)),
+        **dict(module.named_buffers(remove_duplicate=False)),
+    }
 
 
 def _operator(call: fx.Node) -> Callable[..., Any]:

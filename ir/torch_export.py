@@ -5,8 +5,11 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import shutil
 import tempfile
 import warnings
+import weakref
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,21 +23,30 @@ LARGEST_IN_MEMORY = 1_500_000_000
 """Bytes of weights up to which a model is one protobuf message; those end at 2 GB."""
 
 
-def to_onnx(program: ExportedProgram, folder: Path, *, opset: int | None = None) -> OnnxModel:
-    """The ONNX model of a captured module; large weights lie in `folder`.
+class Scratch:
+    """A folder that is gone when nobody holds it any more."""
+
+    def __init__(self) -> None:
+        self.path = Path(tempfile.mkdtemp(prefix="blockfold-"))
+        weakref.finalize(self, shutil.rmtree, self.path, ignore_errors=True)
+
+
+def to_onnx(program: ExportedProgram) -> tuple[OnnxModel, Scratch | None]:
+    """The ONNX model of a captured module, and what holds its weights where they are large.
 
     Raises Unsupported where torch has no ONNX operators for what the module does.
     """
     try:
         with quietly():
-            exported: Any = torch.onnx.export(program, dynamo=True, opset_version=opset)
+            exported: Any = torch.onnx.export(program, dynamo=True)
             if exported is None:
                 raise RuntimeError("it gives no program")
             if _bytes(program) > LARGEST_IN_MEMORY:
-                path = folder / "exported.onnx"
+                scratch = Scratch()
+                path = scratch.path / "exported.onnx"
                 exported.save(path, external_data=True)
-                return read(path)
-            return read(exported.model_proto)
+                return read(path), scratch
+            return read(exported.model_proto), None
     except Exception as error:  # whatever a translation of any operator may raise
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         raise Unsupported(
@@ -48,7 +60,7 @@ def _bytes(program: ExportedProgram) -> int:
 
 
 @contextlib.contextmanager
-def quietly() -> Any:
+def quietly() -> Iterator[None]:
     """Keep torch's exporter from printing its progress, logging and warning of its own code."""
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
@@ -62,8 +74,3 @@ def quietly() -> Any:
             yield
     finally:
         logging.disable(before)
-
-
-def scratch() -> tempfile.TemporaryDirectory[str]:
-    """A folder for the weights of a large export, gone when the last who holds it is."""
-    return tempfile.TemporaryDirectory(prefix="blockfold-")

@@ -27,7 +27,7 @@ KEPT = frozenset(
 
 @dataclass(frozen=True)
 class TorchLinear:
-    """`total = residual + linear(u)`; `kept` are the nodes in between that stay, in order."""
+    """`total = residual + linear(u)`; `after` are the nodes in between, in order."""
 
     total: fx.Node
     residual: fx.Node
@@ -35,7 +35,17 @@ class TorchLinear:
     operation: fx.Node
     weight: fx.Node
     bias: fx.Node | None
-    kept: tuple[fx.Node, ...]
+    after: tuple[fx.Node, ...]
+
+    @property
+    def kept(self) -> list[fx.Node]:
+        """The nodes in between that are made again."""
+        return [node for node in self.after if aten_ops.table_name(node)[0] in KEPT]
+
+    @property
+    def is_exclusive(self) -> bool:
+        """Whether the sum alone reads what the operation makes."""
+        return all(len(node.users) == 1 for node in (self.operation, *self.after))
 
     def as_weight(self, W: torch.Tensor) -> torch.Tensor:
         """W (inputs, outputs), a kernel's as ((in k ...), out), in the layout of the weight."""
@@ -62,18 +72,17 @@ def linear_into(total: fx.Node) -> TorchLinear | None:
 
 def _trace(total: fx.Node, residual: fx.Node, term: fx.Node) -> TorchLinear | None:
     """Walk from a term of the sum back to its linear operation."""
-    kept: list[fx.Node] = []
+    after: list[fx.Node] = []
     node: object = term
     while isinstance(node, fx.Node) and node.op == "call_function":
         name, _ = aten_ops.table_name(node)
         if name in OPERATIONS:
-            return _read(total, residual, node, tuple(reversed(kept)))
+            return _read(total, residual, node, tuple(reversed(after)))
         reads = [n for n in aten_ops.reads(node) if aten_ops.is_tensor(n)]
         flowing = [n for n in reads if n.op != "get_attr"]
-        if name in KEPT:
-            kept.append(node)
-        elif not _scales_or_shifts(node, name) or len(flowing) != 1:
+        if name not in KEPT and (not _scales_or_shifts(node, name) or len(flowing) != 1):
             return None
+        after.append(node)
         node = flowing[0] if flowing else None
     return None
 
@@ -85,7 +94,7 @@ def _scales_or_shifts(node: fx.Node, name: str) -> bool:
 
 
 def _read(
-    total: fx.Node, residual: fx.Node, operation: fx.Node, kept: tuple[fx.Node, ...]
+    total: fx.Node, residual: fx.Node, operation: fx.Node, after: tuple[fx.Node, ...]
 ) -> TorchLinear | None:
     name, _ = aten_ops.table_name(operation)
     given = aten_ops.named_arguments(operation)
@@ -107,4 +116,4 @@ def _read(
     own = bias if isinstance(bias, fx.Node) and bias.op == "get_attr" else None
     if bias is not None and own is None:
         return None
-    return TorchLinear(total, residual, u, operation, weight, own, kept)
+    return TorchLinear(total, residual, u, operation, weight, own, after)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import torch
-from torch import fx
+from torch import fx, nn
 
 from . import aten_ops
 
@@ -65,17 +65,32 @@ class CompressedModule(fx.GraphModule):
     def __reduce__(self) -> tuple[Any, ...]:
         lasting = self.state_dict().keys()
         passing = [name for name, _ in self.named_buffers() if name not in lasting]
-        return _revived, (*super().__reduce__(), passing, self.training)
+        names: dict[int, str] = {}
+        ties = {
+            name: names[id(tensor)]
+            for name, tensor in self.named_parameters(remove_duplicate=False)
+            if names.setdefault(id(tensor), name) != name
+        }
+        return _revived, (*super().__reduce__(), passing, ties, self.training)
 
 
 def _revived(
     make: Callable[..., fx.GraphModule],
     arguments: tuple[Any, ...],
     passing: Collection[str],
+    ties: Mapping[str, str],
     training: bool,
 ) -> CompressedModule:
     made = as_compressed(make(*arguments), passing)
     made.training = training
+    for name, same in ties.items():
+        owner, _, leaf = name.rpartition(".")
+        holder: nn.Module = made
+        for part in owner.split(".") if owner else ():
+            if not hasattr(holder, part):
+                holder.add_module(part, nn.Module())
+            holder = holder.get_submodule(part)
+        holder.register_parameter(leaf, made.get_parameter(same))
     return made
 
 

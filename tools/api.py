@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 import onnx
@@ -40,6 +40,7 @@ from ..passes.replay import replay, require_parent, resolve
 from ..passes.score import score
 from ..passes.task import Stage, Task, make_task, silent
 from ..passes.verify import verify as run_verify
+from .loading import find_module, is_module
 from .results import (
     Applied,
     Inspection,
@@ -50,7 +51,14 @@ from .results import (
     write_plan,
 )
 
-Model = str | os.PathLike[str] | onnx.ModelProto | OnnxModel
+if TYPE_CHECKING:
+    import torch
+
+    from .modules import Replayed
+
+    Module = torch.nn.Module | torch.export.ExportedProgram
+    OnnxLike = str | os.PathLike[str] | onnx.ModelProto | OnnxModel
+    Model = OnnxLike | Module
 
 
 @dataclass(frozen=True)
@@ -104,11 +112,17 @@ def optimize(
     skip: Sequence[str] = (),
     method: Method = "blockfold",
     freeze: Freeze = freeze_in_memory,
+    example_inputs: object = None,
+    dynamic_shapes: Any = None,
     **settings: Any,
 ) -> Result:
-    """Replace blocks of an ONNX model within a budget and certify the result.
+    """Replace blocks of a model within a budget and certify the result.
 
-    model: a path or a ModelProto. data: anything `--data` takes, or arrays, an iterable, a reader.
+    model: a path, a ModelProto, a torch.nn.Module or ExportedProgram; of these two the result's
+    `model` is a torch.fx.GraphModule, and what is certified is the ONNX export. example_inputs: a
+    tuple or dict of tensors to capture a module with; default two samples of the data.
+    dynamic_shapes: as torch.export takes it; default the first axis of every input.
+    data: anything `--data` takes, or arrays, an iterable, a reader.
     max_drop: quality that may be lost (0.01: one point); speedup, remove (blocks) and
     max_size_bytes: targets. costs: a plan to reuse measured costs of. skip: names of passes to
     leave out. method: a published method to run instead, for comparison: drop, rba or replaceme.
@@ -116,6 +130,27 @@ def optimize(
 
     Raises NotMet, BadInput or Unsupported; see the errors.
     """
+    loaded = find_module(model)
+    if loaded is not None:
+        from . import modules
+
+        given = loaded.inputs if example_inputs is None else example_inputs
+        found = modules.captured(loaded.module, data, given, dynamic_shapes)
+        decided = optimize(
+            found.onnx,
+            data,
+            max_drop=max_drop,
+            speedup=speedup,
+            remove=remove,
+            max_size_bytes=max_size_bytes,
+            costs=costs,
+            skip=skip,
+            method=method,
+            freeze=freeze,
+            **settings,
+        )
+        return modules.finish(found, decided, _settings(settings).runtime())
+    _refuse_module_options(example_inputs, dynamic_shapes)
     options = _settings(settings)
     budget = Budget.of(max_drop, speedup, remove, max_size_bytes)
     switches = Switches(frozenset(skip))
@@ -142,10 +177,19 @@ def optimize(
 def optimize_to(
     path: str | os.PathLike[str], model: Model, data: object = None, **options: Any
 ) -> tuple[Result, tuple[Path, ...]]:
-    """As `optimize`, into files: the very file that is renamed into place is the one certified."""
+    """As `optimize`, into files: the very file that is renamed into place is the one certified.
+
+    A module becomes an ONNX file, or where the path ends in .pt2 an ExportedProgram.
+    """
     target = Path(path)
-    parent = read_model(model)
+    parent = model if find_module(model) else read_model(model)
     refuse_to_overwrite(target, model, data)
+    if target.suffix == ".pt2":
+        if isinstance(parent, OnnxModel):
+            raise BadInput(f"{target}: only a torch module can be written so; name it OUT.onnx")
+        with staged(target):
+            result = optimize(parent, data, **options)
+        return result, result.save(target)
     with staged(target) as folder:
         result = optimize(
             parent, data, freeze=lambda made: _freeze(made, folder / target.name), **options
@@ -155,9 +199,27 @@ def optimize_to(
     return result, tuple(target.parent / name for name in names)
 
 
-def inspect(model: Model, data: object = None, **settings: Any) -> Inspection:
-    """Blocks and spans of a model, and with data how redundant they are; changes nothing."""
+def inspect(
+    model: Model,
+    data: object = None,
+    *,
+    example_inputs: object = None,
+    dynamic_shapes: Any = None,
+    **settings: Any,
+) -> Inspection:
+    """Blocks and spans of a model, and with data how redundant they are; changes nothing.
+
+    Of a torch module those of its ONNX export.
+    """
     options = _settings(settings)
+    loaded = find_module(model)
+    if loaded is not None:
+        from . import modules
+
+        given = loaded.inputs if example_inputs is None else example_inputs
+        found = modules.captured(loaded.module, data, given, dynamic_shapes)
+        return replace(inspect(found.onnx, data, **settings), held=found.held)
+    _refuse_module_options(example_inputs, dynamic_shapes)
     read_in = read_model(model)
     if data is None and options.random_samples is None:
         plain = unfuse(read_in)
@@ -177,15 +239,32 @@ def inspect(model: Model, data: object = None, **settings: Any) -> Inspection:
         )
 
 
+@overload
+def apply(
+    model: Module, plan: str | os.PathLike[str], data: object = None, **options: Any
+) -> Replayed: ...
+
+
+@overload
+def apply(
+    model: OnnxLike, plan: str | os.PathLike[str], data: object = None, **options: Any
+) -> Applied: ...
+
+
 def apply(
     model: Model,
     plan: str | os.PathLike[str],
     data: object = None,
     *,
     max_drop: float | None = None,
+    example_inputs: object = None,
+    dynamic_shapes: Any = None,
     **settings: Any,
-) -> Applied:
+) -> Applied | Replayed:
     """Make the model of a plan again, byte for byte.
+
+    In a torch module, which may be of another dtype than the plan was made in, the plan's maps are
+    put as they are; the result is not certified.
 
     An edited plan is solved again, which needs data, split as the plan says; the result is
     certified only with max_drop.
@@ -193,6 +272,14 @@ def apply(
     """
     options = _settings(settings)
     path = Path(plan)
+    if is_module(model):
+        from . import modules
+
+        if max_drop is not None:
+            raise BadInput("a torch module's replay is not certified; apply the plan to its export")
+        captured = modules.captured(model, data, example_inputs, dynamic_shapes)
+        return modules.replayed(captured, path, options.runtime())
+    _refuse_module_options(example_inputs, dynamic_shapes)
     read_in = read_model(model)
     known, tensors = read_plan(path)
     exact = None if known.is_edited else freeze_in_memory(replay(read_in, known, tensors).model)
@@ -223,7 +310,7 @@ def apply(
 
 def apply_to(
     path: str | os.PathLike[str],
-    model: Model,
+    model: OnnxLike,
     plan: str | os.PathLike[str],
     data: object = None,
     **options: Any,
@@ -310,7 +397,17 @@ def _as_planned(options: Settings, plan: Plan) -> Settings:
 
 
 def read_model(model: Model) -> OnnxModel:
-    return model if isinstance(model, OnnxModel) else read(model)
+    """An ONNX model. Raises BadInput for torch modules: their callers take them apart before."""
+    if isinstance(model, OnnxModel):
+        return model
+    if not isinstance(model, str | os.PathLike | onnx.ModelProto):
+        raise BadInput(f"{type(model).__name__}: no ONNX model; give a path or a ModelProto")
+    return read(model)
+
+
+def _refuse_module_options(example_inputs: object, dynamic_shapes: object) -> None:
+    if example_inputs is not None or dynamic_shapes is not None:
+        raise BadInput("example_inputs and dynamic_shapes are for torch modules, not for ONNX")
 
 
 def _settings(settings: Mapping[str, Any]) -> Settings:

@@ -6,7 +6,6 @@ What will serve is the export, so latencies, damages and the promise are those o
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ from ..ir.errors import BadInput
 from ..ir.onnx_file import OnnxModel, staged
 from ..ir.onnx_linear import linear_into
 from ..ir.onnx_unfuse import unfuse
-from ..ir.torch_export import scratch, to_onnx
+from ..ir.torch_export import Scratch, to_onnx
 from ..ir.torch_module import CompressedModule
 from ..ir.torch_view import capture
 from ..passes.layout import anatomies
@@ -44,7 +43,7 @@ class ModuleResult(Result):
     module: CompressedModule
     inputs: Inputs
     dynamic_shapes: Any
-    held: tempfile.TemporaryDirectory[str]
+    held: Scratch | None
 
     @property
     def model(self) -> CompressedModule:  # type: ignore[override]  # of the kind that was given
@@ -76,7 +75,7 @@ class Captured:
     onnx: OnnxModel
     inputs: Inputs
     dynamic_shapes: Any
-    held: tempfile.TemporaryDirectory[str]
+    held: Scratch | None
 
     def export(self, runtime: Runtime) -> Export:
         plain = unfuse(self.onnx)
@@ -97,7 +96,6 @@ def captured(
     dynamic_shapes: Any,
 ) -> Captured:
     """Capture and export a module in evaluation mode; what it was like is restored."""
-    held = scratch()
     if isinstance(module, ExportedProgram):
         if module.example_inputs is None:
             raise BadInput("the ExportedProgram holds no example inputs; give example_inputs")
@@ -109,7 +107,7 @@ def captured(
             dynamic_shapes = free_batch(inputs)
         with evaluating(module):
             program = capture(module, *inputs, dynamic_shapes)
-    onnx = to_onnx(program, Path(held.name))
+    onnx, held = to_onnx(program)
     return Captured(program, onnx, inputs, dynamic_shapes, held)
 
 
@@ -130,28 +128,28 @@ def finish(found: Captured, result: Result, runtime: Runtime) -> ModuleResult:
     )
 
 
-def replayed(
-    module: torch.nn.Module | ExportedProgram,
-    plan: str | os.PathLike[str],
-    data: object,
-    example_inputs: object,
-    dynamic_shapes: Any,
-    runtime: Runtime,
-) -> CompressedModule:
+@dataclass(frozen=True, eq=False)
+class Replayed:
+    """A module with a plan's maps in it."""
+
+    model: CompressedModule
+    plan: Plan
+
+
+def replayed(found: Captured, plan: Path, runtime: Runtime) -> Replayed:
     """The plan's replacements made in a module, which may be of another dtype, uncertified.
 
     Raises BadInput where the plan is edited, or of another network.
     """
-    known, tensors = read_plan(Path(plan))
+    known, tensors = read_plan(plan)
     if known.is_edited:
         raise BadInput(f"{plan}: an edited plan is solved again on the ONNX export; give that")
-    found = captured(module, data, example_inputs, dynamic_shapes)
     export = found.export(runtime)
-    if found.onnx.sha256 == known.model.sha256:
-        replacements = replacements_of(export.model, known, tensors)
-        return transplant(found.program, export, replacements, found.feeds)
-    placed = _placed(export, known)
-    return transplant(found.program, export, replacements_of(export.model, placed, tensors), None)
+    is_same = found.onnx.sha256 == known.model.sha256
+    placed = known if is_same else _placed(export, known)
+    replacements = replacements_of(export.model, placed, tensors)
+    feeds = found.feeds if is_same else None
+    return Replayed(transplant(found.program, export, replacements, feeds), known)
 
 
 def _placed(export: Export, plan: Plan) -> Plan:

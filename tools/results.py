@@ -49,7 +49,8 @@ class Result:
 class Inspection:
     """What a model is made of; `survey` where there was data, which may have been `random`.
 
-    `graph` is the one that the spans are of: fused residual sums are taken apart in it.
+    `graph` is the one that the spans are of: fused residual sums are taken apart in it. `held`
+    keeps what the model's weights lie in, where that is a temporary folder.
     """
 
     model: OnnxModel
@@ -59,6 +60,7 @@ class Inspection:
     refusals: tuple[Refusal, ...]
     survey: Survey | None
     random: bool = False
+    held: object = None
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,30 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import numpy as np
 import onnx
 import pytest
 
-from blockfold.calibration.runtime import Runtime
-from blockfold.calibration.sources import open_data
-from blockfold.calibration.splits import split
 from blockfold.ir.onnx_file import read
 from blockfold.ir.spans import Span
 from blockfold.passes.fit import Healing, Recipe, Walk
 from blockfold.passes.forms import mixes
-from blockfold.passes.layout import anatomies, observe, offered
 from blockfold.passes.pipeline import ALL_PASSES, rewrite
-from blockfold.passes.stops import find_stops
 from blockfold.passes.surrogates import Form, Wish
-from blockfold.passes.task import Task, make_task
+from blockfold.passes.task import Task
 from blockfold.tests.networks import (
     FLOAT,
     LOGITS,
     TOKENS,
-    Arrays,
     Net,
     attend,
     compare,
@@ -38,21 +29,10 @@ from blockfold.tests.networks import (
     shared_mask,
     tabular,
 )
+from blockfold.tests.walking import walking
 
 D = 8
 EXACT = 1e-6
-
-
-@contextmanager
-def walking(model: onnx.ModelProto, data: Arrays) -> Iterator[tuple[Task, Walk, dict[str, Span]]]:
-    source = read(model)
-    with open_data(data, source.inputs) as opened:
-        task = make_task(source, opened, split(opened.samples), Runtime(threads=1), batch=16)
-        streams = anatomies(task.plain)
-        observed = observe(task, streams)
-        spans, _ = offered(task.plain.graph, streams, observed)
-        walk = Walk(task, find_stops(task, streams, observed))
-        yield task, walk, {span.name: span for span in spans}
 
 
 def context_net() -> onnx.ModelProto:
