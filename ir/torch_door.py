@@ -225,6 +225,7 @@ class TorchDoor:
         _remove_empty(self._module)
         self.graph.lint()
         self._module.recompile()
+        self._module.eval()
         return as_compressed(self._module, self._passing)
 
     def _tensors_read(self) -> set[str]:

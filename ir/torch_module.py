@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+import warnings
+from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
 from torch import fx, nn
 
 from . import aten_ops
+from .torch_pickle import packed, unpacked
 
 TRAINING_FLAG = {
     "dropout": 2,
@@ -63,48 +65,43 @@ class CompressedModule(fx.GraphModule):
             self.recompile()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        lasting = self.state_dict().keys()
-        passing = [name for name, _ in self.named_buffers() if name not in lasting]
-        names: dict[int, str] = {}
-        ties = {
-            name: names[id(tensor)]
-            for name, tensor in self.named_parameters(remove_duplicate=False)
-            if names.setdefault(id(tensor), name) != name
-        }
-        return _revived, (*super().__reduce__(), passing, ties, self.training)
+        return _revived, (packed(self),)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> CompressedModule:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # torch's own, of its own classes
+            made = super().__deepcopy__(memo)
+        assert isinstance(made, CompressedModule)
+        _leave_out(made, passing(self))
+        return made
 
 
-def _revived(
-    make: Callable[..., fx.GraphModule],
-    arguments: tuple[Any, ...],
-    passing: Collection[str],
-    ties: Mapping[str, str],
-    training: bool,
-) -> CompressedModule:
-    made = as_compressed(make(*arguments), passing)
-    made.training = training
-    for name, same in ties.items():
-        owner, _, leaf = name.rpartition(".")
-        holder: nn.Module = made
-        for part in owner.split(".") if owner else ():
-            if not hasattr(holder, part):
-                holder.add_module(part, nn.Module())
-            holder = holder.get_submodule(part)
-        holder.register_parameter(leaf, made.get_parameter(same))
-    return made
+def _revived(content: bytes) -> CompressedModule:
+    module = unpacked(content)
+    return as_compressed(module, passing(module))
 
 
 def as_compressed(module: fx.GraphModule, passing: Collection[str]) -> CompressedModule:
     """The same graph and tensors; buffers that are `passing` have no place in its state_dict."""
-    module.graph._tracer_cls = None  # the one of torch.export cannot read a pickle again
+    module.graph._tracer_cls = None
     made = CompressedModule(module, module.graph)
-    made.training = False
-    held = dict(made.named_buffers(remove_duplicate=False))
-    for name in passing:
+    made.training = module.training
+    _leave_out(made, passing)
+    return made
+
+
+def passing(module: nn.Module) -> list[str]:
+    """Names of the buffers that a state_dict leaves out."""
+    lasting = module.state_dict().keys()
+    return [n for n, _ in module.named_buffers(remove_duplicate=False) if n not in lasting]
+
+
+def _leave_out(module: nn.Module, names: Collection[str]) -> None:
+    held = dict(module.named_buffers(remove_duplicate=False))
+    for name in names:
         if name in held:
             owner, _, leaf = name.rpartition(".")
-            made.get_submodule(owner)._non_persistent_buffers_set.add(leaf)
-    return made
+            module.get_submodule(owner)._non_persistent_buffers_set.add(leaf)
 
 
 def _is_call(node: fx.Node) -> bool:
