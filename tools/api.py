@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
-import onnx
 
-from ..calibration.data import Dataset
-from ..calibration.latency import Profile, profile_from_data
-from ..calibration.quality import METRICS, Judge
-from ..calibration.runtime import Runtime, choose_runtime, fixed_batch
-from ..calibration.sources import open_data, random_data
-from ..calibration.splits import DEFAULT, Fractions, Splits, split
+from ..calibration.quality import METRICS
+from ..calibration.splits import Splits, split
 from ..ir.errors import BadInput, NotMet
 from ..ir.onnx_file import OnnxModel, read, staged, write
 from ..ir.onnx_unfuse import unfuse
@@ -38,9 +32,18 @@ from ..passes.pipeline import Switches
 from ..passes.plan import LatencyRecord, Plan, read_plan, tensors_path
 from ..passes.replay import replay, require_parent, resolve
 from ..passes.score import score
-from ..passes.task import Stage, Task, make_task, silent
 from ..passes.verify import verify as run_verify
 from .loading import find_module, is_module
+from .opening import (
+    Settings,
+    opened_data,
+    opened_task,
+    profile_of,
+    read_model,
+    refuse_module_options,
+    settings_of,
+    task_of,
+)
 from .results import (
     Applied,
     Inspection,
@@ -52,52 +55,8 @@ from .results import (
 )
 
 if TYPE_CHECKING:
-    import torch
-
     from .modules import Replayed
-
-    Module = torch.nn.Module | torch.export.ExportedProgram
-    OnnxLike = str | os.PathLike[str] | onnx.ModelProto | OnnxModel
-    Model = OnnxLike | Module
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How models are run and judged. Every field has a default that suits most models.
-
-    metric: a name, as of `--metric`, or a function f(outputs, labels) -> (samples,).
-    random_samples: so many made-up samples instead of data, stamped as such in the result.
-    profile: lengths of axes to time at, `{"batch": 1, "seq": 128}`; default batch 1 and medians.
-    """
-
-    metric: str | Judge | None = None
-    output: str | None = None
-    mask: str | None = None
-    provider: str | None = None
-    threads: int = 0
-    provider_options: Mapping[str, str] = field(default_factory=dict)
-    custom_ops: tuple[str, ...] = ()
-    batch: int = 32
-    seed: int = 0
-    fractions: Fractions = DEFAULT
-    random_samples: int | None = None
-    profile: Mapping[str, int] = field(default_factory=dict)
-    stage: Stage = silent
-
-    def __post_init__(self) -> None:
-        """Raise BadInput for numbers that cannot be."""
-        least = {"batch": 1, "threads": 0, "seed": 0, "random_samples": 1}
-        numbers = {name: getattr(self, name) for name in least} | dict(self.profile)
-        for name, number in numbers.items():
-            if number is None and name == "random_samples":
-                continue
-            if not isinstance(number, int) or number < least.get(name, 1):
-                raise BadInput(
-                    f"{name}={number!r}: must be a whole number from {least.get(name, 1)}"
-                )
-
-    def runtime(self) -> Runtime:
-        return choose_runtime(self.provider, self.threads, self.provider_options, self.custom_ops)
+    from .opening import Model, Module, OnnxLike
 
 
 def optimize(
@@ -149,15 +108,15 @@ def optimize(
             freeze=freeze,
             **settings,
         )
-        return modules.finish(found, decided, _settings(settings).runtime())
-    _refuse_module_options(example_inputs, dynamic_shapes)
-    options = _settings(settings)
+        return modules.finish(found, decided, settings_of(settings).runtime())
+    refuse_module_options(example_inputs, dynamic_shapes)
+    options = settings_of(settings)
     budget = Budget.of(max_drop, speedup, remove, max_size_bytes)
     switches = Switches(frozenset(skip))
     if method not in METHODS:
         raise BadInput(f"method={method!r}: unknown; it is one of {', '.join(METHODS)}")
-    with _task(read_model(model), data, options) as task:
-        profile = _profile(task, options)
+    with opened_task(read_model(model), data, options) as task:
+        profile = profile_of(task, options)
         known = None if costs is None else _costs(Path(costs))
         optimized = run_optimize(
             task,
@@ -211,7 +170,7 @@ def inspect(
 
     Of a torch module those of its ONNX export.
     """
-    options = _settings(settings)
+    options = settings_of(settings)
     loaded = find_module(model)
     if loaded is not None:
         from . import modules
@@ -219,14 +178,14 @@ def inspect(
         given = loaded.inputs if example_inputs is None else example_inputs
         found = modules.captured(loaded.module, data, given, dynamic_shapes)
         return replace(inspect(found.onnx, data, **settings), held=found.held)
-    _refuse_module_options(example_inputs, dynamic_shapes)
+    refuse_module_options(example_inputs, dynamic_shapes)
     read_in = read_model(model)
     if data is None and options.random_samples is None:
         plain = unfuse(read_in)
         streams = anatomies(plain)
         spans, refusals = offered(plain.graph, streams, None)
         return Inspection(read_in, plain.graph, streams, tuple(spans), tuple(refusals), None)
-    with _task(read_in, data, options) as task:
+    with opened_task(read_in, data, options) as task:
         survey = score(task)
         return Inspection(
             read_in,
@@ -270,7 +229,7 @@ def apply(
     certified only with max_drop.
     Raises NotMet where that promise is not kept.
     """
-    options = _settings(settings)
+    options = settings_of(settings)
     path = Path(plan)
     if is_module(model):
         from . import modules
@@ -279,7 +238,7 @@ def apply(
             raise BadInput("a torch module's replay is not certified; apply the plan to its export")
         captured = modules.captured(model, data, example_inputs, dynamic_shapes)
         return modules.replayed(captured, path, options.runtime())
-    _refuse_module_options(example_inputs, dynamic_shapes)
+    refuse_module_options(example_inputs, dynamic_shapes)
     read_in = read_model(model)
     known, tensors = read_plan(path)
     exact = None if known.is_edited else freeze_in_memory(replay(read_in, known, tensors).model)
@@ -293,7 +252,7 @@ def apply(
     chosen = replace(
         _as_planned(options, known), seed=known.data.seed, fractions=known.data.fractions
     )
-    with _task(read_in, data, chosen) as task:
+    with opened_task(read_in, data, chosen) as task:
         require_enough_samples(task, promise)
         if exact is not None:
             made, fresh, solved = exact, known, tensors_path(path).read_bytes()
@@ -339,7 +298,7 @@ def verify(
     Where the data is what the new model was made on (its plan, beside it, says so), only the rows
     that were held back count; on other data all rows do.
     """
-    options = _settings(settings)
+    options = settings_of(settings)
     before, after = read_model(original), read_model(new)
     known = _plan_beside(new, plan)
     if known is not None:
@@ -347,7 +306,7 @@ def verify(
     promise = Budget.of(max_drop).max_drop if max_drop is not None else None
     if before.graph.inputs != after.graph.inputs or before.graph.outputs != after.graph.outputs:
         raise BadInput("the two models have different inputs or outputs and cannot be compared")
-    with _opened(before, data, options) as opened:
+    with opened_data(before, data, options) as opened:
         same = known is not None and known.data.sha256 == opened.digest
         if same and known is not None:
             splits = split(
@@ -360,7 +319,7 @@ def verify(
             everything = np.arange(opened.samples)
             none = everything[:0]
             splits = Splits(none, none, everything, options.seed, (0.0, 0.0, 1.0))
-        task = _make_task(before, opened, splits, options)
+        task = task_of(before, opened, splits, options)
         require_enough_samples(task, promise)
         verdict = run_verify(task, after, splits.certify, promise)
         return Verified(verdict, same, opened.random)
@@ -368,17 +327,17 @@ def verify(
 
 def bench(original: Model, new: Model, data: object = None, **settings: Any) -> LatencyRecord:
     """Latency of both models side by side, in turns."""
-    options = _settings(settings)
+    options = settings_of(settings)
     before, after = read_model(original), read_model(new)
     if before.graph.inputs != after.graph.inputs:
         raise BadInput("the two models have different inputs and cannot run the same data")
     if data is None and options.random_samples is None:
         options = replace(options, random_samples=max(1, options.profile.get("batch", 1)))
-    with _opened(before, data, options) as opened:
+    with opened_data(before, data, options) as opened:
         none = np.arange(0)
         splits = Splits(none, none, none, 0, (0.0, 0.0, 1.0))
-        task = _make_task(before, opened, splits, replace(options, metric="nmse", output=None))
-        return measure_latency(task, after, _profile(task, options))
+        task = task_of(before, opened, splits, replace(options, metric="nmse", output=None))
+        return measure_latency(task, after, profile_of(task, options))
 
 
 def _as_planned(options: Settings, plan: Plan) -> Settings:
@@ -394,67 +353,6 @@ def _as_planned(options: Settings, plan: Plan) -> Settings:
         output=options.output or plan.output,
         mask=options.mask or plan.data.mask,
     )
-
-
-def read_model(model: Model) -> OnnxModel:
-    """An ONNX model. Raises BadInput for torch modules: their callers take them apart before."""
-    if isinstance(model, OnnxModel):
-        return model
-    if not isinstance(model, str | os.PathLike | onnx.ModelProto):
-        raise BadInput(f"{type(model).__name__}: no ONNX model; give a path or a ModelProto")
-    return read(model)
-
-
-def _refuse_module_options(example_inputs: object, dynamic_shapes: object) -> None:
-    if example_inputs is not None or dynamic_shapes is not None:
-        raise BadInput("example_inputs and dynamic_shapes are for torch modules, not for ONNX")
-
-
-def _settings(settings: Mapping[str, Any]) -> Settings:
-    try:
-        return Settings(**settings)
-    except TypeError as error:
-        known = ", ".join(field.name for field in fields(Settings))
-        raise BadInput(f"{error}; settings are {known}") from error
-
-
-@contextmanager
-def _opened(model: OnnxModel, data: object, options: Settings) -> Iterator[Dataset]:
-    if (data is None) == (options.random_samples is None):
-        raise BadInput("give calibration data with --data, or a number with --random-data")
-    if options.random_samples is not None:
-        opened = random_data(model.inputs, options.random_samples, options.seed)
-    else:
-        opened = open_data(data, model.inputs)
-    with opened:
-        yield opened
-
-
-@contextmanager
-def _task(model: OnnxModel, data: object, options: Settings) -> Iterator[Task]:
-    with _opened(model, data, options) as opened:
-        splits = split(
-            opened.samples, fractions=options.fractions, seed=options.seed, groups=opened.groups
-        )
-        yield _make_task(model, opened, splits, options)
-
-
-def _make_task(model: OnnxModel, data: Dataset, splits: Splits, options: Settings) -> Task:
-    return make_task(
-        model,
-        data,
-        splits,
-        options.runtime(),
-        metric=options.metric,
-        output=options.output,
-        mask=options.mask,
-        batch=options.batch,
-        stage=options.stage,
-    )
-
-
-def _profile(task: Task, options: Settings) -> Profile:
-    return profile_from_data(task.data, task.model.inputs, options.profile, fixed_batch(task.model))
 
 
 def _costs(path: Path) -> Costs:

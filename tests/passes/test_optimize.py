@@ -35,7 +35,7 @@ from blockfold.tests.networks import (
     shared_mask,
     tabular,
 )
-from blockfold.tools import api
+from blockfold.tools import api, opening
 from blockfold.tools.results import Result
 
 ROWS = 320
@@ -310,7 +310,7 @@ def test_costs_are_measured_per_kind_and_add_up() -> None:
     with open_data(labelled(model, 40), source.inputs) as opened:
         task = make_task(source, opened, split(40), Runtime(threads=1))
         layout = lay_out(task)
-        measured = measure_costs(task, layout, api._profile(task, api.Settings()))
+        measured = measure_costs(task, layout, opening.profile_of(task, opening.Settings()))
     (stream,) = layout.anatomies
     kinds = unit_kinds(stream)
     assert kinds[0] == kinds[2] != kinds[1]

@@ -28,7 +28,7 @@ from blockfold.tests.tools.harness import (
     network,
     untouched,
 )
-from blockfold.tools import api
+from blockfold.tools import api, opening
 from blockfold.tools.results import Result
 
 FOUND = f"blocks.{PLANTED}"
@@ -162,7 +162,7 @@ def test_external_weights_stay_external(tmp_path: Path, arrays: Arrays) -> None:
 def test_an_unknown_setting_lists_the_known(files: Files) -> None:
     with pytest.raises(blockfold.BadInput, match="metrics") as error:
         blockfold.inspect(files.model, metrics="accuracy")
-    assert all(field.name in str(error.value) for field in fields(api.Settings))
+    assert all(field.name in str(error.value) for field in fields(opening.Settings))
 
 
 @pytest.mark.parametrize("job", ["optimize", "inspect", "verify", "bench", "apply"])

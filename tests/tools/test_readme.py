@@ -11,6 +11,7 @@ import click
 import pytest
 
 from blockfold.tests.tools.harness import CommandLine, contents
+from blockfold.tests.tools.modules import Network, network, samples
 from blockfold.tools.cli import cli
 from blockfold.tools.demo import bundle
 
@@ -98,11 +99,23 @@ def test_commands_run_one_after_the_other(example: Path, command: CommandLine) -
     assert found["again.onnx"] == found["small.onnx"]  # as the text says
 
 
+def shallow() -> Network:
+    """A module whose blocks do almost nothing."""
+    module = network()
+    for name, parameter in module.named_parameters():
+        if "down" in name:
+            parameter.data *= 1e-3
+    return module
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("command")
 @pytest.mark.parametrize("code", blocks("python"))
 def test_python_runs(code: str, example: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    exec(compile(code, "README.md", "exec"), {"__name__": "__main__"})
+    given: dict[str, object] = {"__name__": "__main__"}
+    if "module" in code:
+        given |= {"module": shallow(), "samples": samples(800)["x"]}
+    exec(compile(code, "README.md", "exec"), given)
     out, err = capfd.readouterr()
     assert ("Verdict" in out, err) == ("result.verdict" in code, "")
     made = {"small.onnx", "small.plan.json", "small.plan.safetensors"}

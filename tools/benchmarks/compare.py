@@ -37,7 +37,7 @@ from ...passes.search import EMPHASES, Search
 from ...passes.surrogates import Wish
 from ...passes.task import Reference, Task
 from ...passes.trial import Trial, Trials, build
-from .. import api
+from .. import opening
 from .ablation import ablations
 from .compare_tables import show
 from .findings import Ablation, Cell, Comparison, Prediction
@@ -50,10 +50,10 @@ ABLATED = (2, 4)
 class Comparer:
     """Fits and scores recipes of one task."""
 
-    def __init__(self, name: str, task: Task, options: api.Settings) -> None:
+    def __init__(self, name: str, task: Task, options: opening.Settings) -> None:
         self.name, self.task = name, task
         self.layout = lay_out(task)
-        self._feeds = api._profile(task, options).feeds
+        self._feeds = opening.profile_of(task, options).feeds
         costs = weigh(task.plain, self.layout, lambda models: [*map(self._flops, models)])
         self.costs = CostModel(self.layout.anatomies, costs)
         self.trials = Trials(task, self.layout, self.costs, None)
@@ -184,8 +184,8 @@ class Comparer:
 
 @contextmanager
 def comparer(name: str, model: str, data: str, metric: str, seed: int) -> Iterator[Comparer]:
-    options = api.Settings(metric=metric, seed=seed)
-    with api._task(api.read_model(model), data, options) as task:
+    options = opening.Settings(metric=metric, seed=seed)
+    with opening.opened_task(opening.read_model(model), data, options) as task:
         made = Comparer(name, task, options)
         with made.trials, made.certify:
             yield made

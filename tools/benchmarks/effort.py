@@ -28,7 +28,7 @@ from ...passes.plan import replacements_of
 from ...passes.replacement import Replacement
 from ...passes.task import Task
 from ...passes.trial import build
-from .. import api, options
+from .. import api, opening, options
 
 ROUNDS = 40
 MEGA = 2**20
@@ -80,9 +80,9 @@ def without(replacements: Sequence[Replacement]) -> list[Replacement]:
 def main(model: str, data: str, metric: str | None, seed: int, **budget: Any) -> None:
     """Time one optimization, stage by stage, and its result against the oracle."""
     clock = Clock()
-    settings = api.Settings(metric=metric, seed=seed, stage=clock)
-    parent = api.read_model(model)
-    with api._task(parent, data, settings) as task:
+    settings = opening.Settings(metric=metric, seed=seed, stage=clock)
+    parent = opening.read_model(model)
+    with opening.opened_task(parent, data, settings) as task:
         one = min(plain_pass(task) for _ in range(2))
         plain_bytes = peak_bytes()
         begin = time.perf_counter()
@@ -107,7 +107,7 @@ def main(model: str, data: str, metric: str | None, seed: int, **budget: Any) ->
         oracle = build(task.plain, without(replacements))
         models = [task.model, result.optimized.model, oracle]
         runners = [Runner(m, task.runtime) for m in models]
-        original, new, bare = take_turns(runners, api._profile(task, settings), rounds=ROUNDS)
+        original, new, bare = take_turns(runners, opening.profile_of(task, settings), rounds=ROUNDS)
         reached, most = new.ratio_to(original), bare.ratio_to(original)
         click.echo(
             f"latency: {reached[0]:.3f}x ({reached[1]:.3f} to {reached[2]:.3f}), oracle "

@@ -1,0 +1,128 @@
+"""Opening what the user gave: settings, a model and data, made into a task."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any
+
+import onnx
+
+from ..calibration.data import Dataset
+from ..calibration.latency import Profile, profile_from_data
+from ..calibration.quality import Judge
+from ..calibration.runtime import Runtime, choose_runtime, fixed_batch
+from ..calibration.sources import open_data, random_data
+from ..calibration.splits import DEFAULT, Fractions, Splits, split
+from ..ir.errors import BadInput
+from ..ir.onnx_file import OnnxModel, read
+from ..passes.task import Stage, Task, make_task, silent
+
+if TYPE_CHECKING:
+    import torch
+
+    Module = torch.nn.Module | torch.export.ExportedProgram
+    OnnxLike = str | os.PathLike[str] | onnx.ModelProto | OnnxModel
+    Model = OnnxLike | Module
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How models are run and judged. Every field has a default that suits most models.
+
+    metric: a name, as of `--metric`, or a function f(outputs, labels) -> (samples,).
+    random_samples: so many made-up samples instead of data, stamped as such in the result.
+    profile: lengths of axes to time at, `{"batch": 1, "seq": 128}`; default batch 1 and medians.
+    """
+
+    metric: str | Judge | None = None
+    output: str | None = None
+    mask: str | None = None
+    provider: str | None = None
+    threads: int = 0
+    provider_options: Mapping[str, str] = field(default_factory=dict)
+    custom_ops: tuple[str, ...] = ()
+    batch: int = 32
+    seed: int = 0
+    fractions: Fractions = DEFAULT
+    random_samples: int | None = None
+    profile: Mapping[str, int] = field(default_factory=dict)
+    stage: Stage = silent
+
+    def __post_init__(self) -> None:
+        """Raise BadInput for numbers that cannot be."""
+        least = {"batch": 1, "threads": 0, "seed": 0, "random_samples": 1}
+        numbers = {name: getattr(self, name) for name in least} | dict(self.profile)
+        for name, number in numbers.items():
+            if number is None and name == "random_samples":
+                continue
+            if not isinstance(number, int) or number < least.get(name, 1):
+                raise BadInput(
+                    f"{name}={number!r}: must be a whole number from {least.get(name, 1)}"
+                )
+
+    def runtime(self) -> Runtime:
+        return choose_runtime(self.provider, self.threads, self.provider_options, self.custom_ops)
+
+
+def read_model(model: Model) -> OnnxModel:
+    """An ONNX model. Raises BadInput for torch modules: their callers take them apart before."""
+    if isinstance(model, OnnxModel):
+        return model
+    if not isinstance(model, str | os.PathLike | onnx.ModelProto):
+        raise BadInput(f"{type(model).__name__}: no ONNX model; give a path or a ModelProto")
+    return read(model)
+
+
+def refuse_module_options(example_inputs: object, dynamic_shapes: object) -> None:
+    if example_inputs is not None or dynamic_shapes is not None:
+        raise BadInput("example_inputs and dynamic_shapes are for torch modules, not for ONNX")
+
+
+def settings_of(settings: Mapping[str, Any]) -> Settings:
+    try:
+        return Settings(**settings)
+    except TypeError as error:
+        known = ", ".join(field.name for field in fields(Settings))
+        raise BadInput(f"{error}; settings are {known}") from error
+
+
+@contextmanager
+def opened_data(model: OnnxModel, data: object, options: Settings) -> Iterator[Dataset]:
+    if (data is None) == (options.random_samples is None):
+        raise BadInput("give calibration data with --data, or a number with --random-data")
+    if options.random_samples is not None:
+        opened = random_data(model.inputs, options.random_samples, options.seed)
+    else:
+        opened = open_data(data, model.inputs)
+    with opened:
+        yield opened
+
+
+@contextmanager
+def opened_task(model: OnnxModel, data: object, options: Settings) -> Iterator[Task]:
+    with opened_data(model, data, options) as opened:
+        splits = split(
+            opened.samples, fractions=options.fractions, seed=options.seed, groups=opened.groups
+        )
+        yield task_of(model, opened, splits, options)
+
+
+def task_of(model: OnnxModel, data: Dataset, splits: Splits, options: Settings) -> Task:
+    return make_task(
+        model,
+        data,
+        splits,
+        options.runtime(),
+        metric=options.metric,
+        output=options.output,
+        mask=options.mask,
+        batch=options.batch,
+        stage=options.stage,
+    )
+
+
+def profile_of(task: Task, options: Settings) -> Profile:
+    return profile_from_data(task.data, task.model.inputs, options.profile, fixed_batch(task.model))
