@@ -39,7 +39,7 @@ class CoMoment:
     @classmethod
     def of(cls, x: Centred, y: Centred) -> CoMoment:
         """Of one batch whose rows are centred already."""
-        product = (x.scaled.T @ y.rows).astype(np.float64)
+        product = (x.rows.T @ y.rows).astype(np.float64)
         return cls(x.count, x.weight, x.mean, y.mean, product)
 
     def absorb(self, other: CoMoment) -> None:
@@ -67,10 +67,13 @@ class CoMoment:
 
 @dataclass(frozen=True)
 class Centred:
-    """Rows of one value in one batch, minus their weighted mean; `scaled` is weight times that."""
+    """Rows of one value in one batch, minus their weighted mean, times the root of their weight.
+
+    So the co-moment of a value with itself is the product of one array with itself, which takes
+    half the time of another.
+    """
 
     rows: NDArray[np.floating]
-    scaled: NDArray[np.floating]
     mean: Array
     weight: float
     count: int
@@ -84,14 +87,15 @@ class Centred:
         total = float(count) if weights is None else float(weights.sum())
         if total == 0.0:
             empty = np.zeros((0, rows.shape[1]), rows.dtype)
-            return cls(empty, empty, np.zeros(rows.shape[1]), 0.0, 0)
+            return cls(empty, np.zeros(rows.shape[1]), 0.0, 0)
         if weights is None:
             mean = rows.mean(axis=0, dtype=np.float64)
         else:
             mean = weights @ rows.astype(np.float64) / total
         centred = rows - mean.astype(rows.dtype)
-        scaled = centred if weights is None else centred * weights.astype(rows.dtype)[:, None]
-        return cls(centred, scaled, mean, total, count)
+        if weights is not None:
+            centred *= np.sqrt(weights).astype(rows.dtype)[:, None]
+        return cls(centred, mean, total, count)
 
 
 @dataclass(frozen=True)
