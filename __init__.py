@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from .ir.errors import BadInput, BlockfoldError, NotMet, Unsupported
 
 if TYPE_CHECKING:
-    from .tools.api import apply, bench, inspect, optimize, verify
+    from .tools.api import apply, bench, inspect, optimize, rank, verify
 
 __all__ = [
     "BadInput",
@@ -24,6 +24,7 @@ __all__ = [
     "bench",
     "inspect",
     "optimize",
+    "rank",
     "verify",
 ]
 

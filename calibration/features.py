@@ -63,7 +63,13 @@ def from_rows(rows: Floats, shape: tuple[int, ...], channel_axis: int) -> Floats
 
 
 def pooled_rows(array: Floats, channel_axis: int, mask: Array | None) -> Floats:
-    """Per row of `as_rows`, the mean over all rows of its sample; mask (n, length) weighs them.
+    """Per row of `as_rows`, the mean over all rows of its sample."""
+    mean = pooled_mean(array, channel_axis, mask)
+    return np.repeat(mean, array.size // mean.size, axis=0)
+
+
+def pooled_mean(array: Floats, channel_axis: int, mask: Array | None) -> Floats:
+    """(n, ...) -> (n, channels): the mean over all rows of a sample; mask (n, length) weighs them.
 
     A mask that does not fit the axes after the samples is not of these rows and weighs nothing.
     """
@@ -72,10 +78,10 @@ def pooled_rows(array: Floats, channel_axis: int, mask: Array | None) -> Floats:
     if mask is not None and moved.shape[:-1] == mask.shape:
         kept = (mask != 0).astype(flat.dtype)
         total = np.maximum(kept.sum(axis=1, keepdims=True), 1)
-        mean = (kept[:, None, :] @ flat)[:, 0] / total
+        mean: Floats = (kept[:, None, :] @ flat)[:, 0] / total
     else:
         mean = flat.mean(axis=1)
-    return np.repeat(mean, flat.shape[1], axis=0)
+    return mean
 
 
 def patches(array: Floats, window: Window) -> Floats:

@@ -349,6 +349,9 @@ METRICS: dict[str, Callable[[Outputs], Scores]] = {
     "perplexity": _perplexity,
 }
 
+AGAINST_LABELS = frozenset({"accuracy", "perplexity"})
+"""Metrics that judge a model by itself; the others compare it with an original."""
+
 
 def _unpadded(values: Array, mask: Array | None) -> Array:
     """The rows (n, d) of values (rows, ..., d) that the mask does not call padding."""

@@ -12,6 +12,7 @@ from ..calibration.solve import Solution, solve_held_out
 from ..calibration.sweep import Pair, sweep
 from ..ir.spans import Span
 from .layout import Layout, lay_out
+from .similarity import Similarity, similarity
 from .task import Task
 
 
@@ -41,13 +42,14 @@ class Survey:
 
     layout: Layout
     spans: tuple[Redundancy, ...]
+    similarities: tuple[Similarity, ...] = ()
 
 
 def score(task: Task) -> Survey:
-    """Survey units and blocks in one sweep over the fit and select splits."""
+    """Survey units and blocks in a sweep over the fit and select splits, and layers on fit."""
     layout = lay_out(task)
     spans = [span for span in layout.spans if not span.strides]
-    return Survey(layout, tuple(measure(task, spans, "survey")))
+    return Survey(layout, tuple(measure(task, spans, "survey")), similarity(task, layout))
 
 
 def measure(task: Task, spans: Sequence[Span], stage: str) -> list[Redundancy]:

@@ -30,6 +30,8 @@ from ..passes.optimize import (
 from ..passes.optimize import optimize as run_optimize
 from ..passes.pipeline import Switches
 from ..passes.plan import LatencyRecord, Plan, read_plan, tensors_path
+from ..passes.ranking import Candidate
+from ..passes.ranking import rank as run_rank
 from ..passes.replay import replay, require_parent, resolve
 from ..passes.score import score
 from ..passes.verify import verify as run_verify
@@ -338,6 +340,24 @@ def bench(original: Model, new: Model, data: object = None, **settings: Any) -> 
         splits = Splits(none, none, none, 0, (0.0, 0.0, 1.0))
         task = task_of(before, opened, splits, replace(options, metric="nmse", output=None))
         return measure_latency(task, after, profile_of(task, options))
+
+
+def rank(models: Sequence[OnnxLike], data: object = None, **settings: Any) -> tuple[Candidate, ...]:
+    """Candidate architectures by quality, similar layers and latency; see passes/ranking.
+
+    All must take the same inputs. Raises BadInput where they do not, or without labels.
+    """
+    options = settings_of(settings)
+    read_in = [read_model(model) for model in models]
+    names = [str(m) if isinstance(m, str | os.PathLike) else f"#{i}" for i, m in enumerate(models)]
+    if not read_in:
+        raise BadInput("no model to rank: name at least one")
+    with opened_data(read_in[0], data, options) as opened:
+        splits = split(
+            opened.samples, fractions=options.fractions, seed=options.seed, groups=opened.groups
+        )
+        tasks = [task_of(model, opened, splits, options) for model in read_in]
+        return run_rank(list(zip(names, tasks, strict=True)), profile_of(tasks[0], options))
 
 
 def _as_planned(options: Settings, plan: Plan) -> Settings:

@@ -25,7 +25,14 @@ from . import api, options
 from .demo import bundle
 from .progress import bars
 from .results import Inspection, Result
-from .tables import show_inspection, show_latency, show_random, show_result, show_verdict
+from .tables import (
+    show_inspection,
+    show_latency,
+    show_random,
+    show_ranking,
+    show_result,
+    show_verdict,
+)
 
 BUG = 4
 INTERRUPTED = 130
@@ -191,6 +198,26 @@ def bench(model: str, new: str, as_json: bool, **given: Any) -> None:
 
 
 @cli.command()
+@click.argument("models", nargs=-1, required=True, metavar="MODEL...")
+@options.judging
+@options.data
+@options.profile_option
+@options.running
+@options.json_option
+def rank(models: tuple[str, ...], as_json: bool, **given: Any) -> None:
+    """Rank candidate models by quality, how alike their layers are, and latency.
+
+    \b
+    blockfold rank small.onnx deep.onnx wide.onnx --data samples.npz
+    """
+    found = api.rank(models, given.pop("data"), stage=bars, **given)
+    if as_json:
+        _print_json({"candidates": list(found)})
+    else:
+        show_ranking(Console(), found)
+
+
+@cli.command()
 @click.option(
     "-o",
     "--out",
@@ -277,6 +304,7 @@ def _inspection(found: Inspection) -> dict[str, Any]:
         "streams": streams,
         "spans": spans,
         "refusals": refusals,
+        "similarities": [] if found.survey is None else list(found.survey.similarities),
         "random": found.random,
     }
 

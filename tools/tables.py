@@ -12,7 +12,9 @@ from ..ir.blocks import Anatomy
 from ..ir.spans import Span
 from ..passes.facts import Facts
 from ..passes.plan import LatencyRecord
+from ..passes.ranking import Candidate
 from ..passes.score import Redundancy
+from ..passes.similarity import Similarity
 from ..passes.verify import Verdict, shown
 from .results import Inspection, Result
 
@@ -44,10 +46,38 @@ def show_inspection(console: Console, found: Inspection) -> None:
         console.print(
             "redundancy: -E|y-x|^2, nearer 0 is more; affine R2: on held-out samples", style="dim"
         )
+        for similarity in found.survey.similarities:
+            _show_similarity(console, similarity)
     show_random(console, found.random)
     show_refusals(
         console, [(r.name, r.reason) for r in found.refusals], _block_names(found.anatomies)
     )
+
+
+def _show_similarity(console: Console, found: Similarity) -> None:
+    """How alike the layers at the two ends of every unit are, and all layers together."""
+    table = _table("unit", "CKA", "sliced W2", "gain of Q")
+    for unit in found.units:
+        table.add_row(
+            Text(unit.name),
+            f"{unit.cka:.3f}",
+            _figure(unit.max_sliced_wasserstein),
+            _figure(unit.modularity_gain),
+        )
+    console.print(table)
+    layers = len(found.cka)
+    classes = "" if found.communities is None else f"; Q: classes are {found.communities}"
+    console.print(
+        f"MSRS {found.msrs:.1f} of {layers * (layers - 1) // 2} pairs of layers "
+        f"({found.msrs_per_pair:.2f}), on {found.samples} samples; more redundant: CKA nearer 1, "
+        f"sliced W2 nearer 0, a gain of Q near or below 0{classes}",
+        style="dim",
+        markup=False,
+    )
+
+
+def _figure(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3g}"
 
 
 def _block_names(streams: Sequence[Anatomy]) -> set[str]:
@@ -128,6 +158,28 @@ def _weights(before: Facts, after: Facts) -> list[tuple[str, int | None, int | N
         ("bytes", before.size_bytes, after.size_bytes),
         ("FLOPs", before.flops, after.flops),
     ]
+
+
+def show_ranking(console: Console, candidates: Sequence[Candidate]) -> None:
+    """Candidates, those that no other beats in everything marked."""
+    table = _table("model", "best", "quality", "alike", "MSRS", "blocks", "params", "ms")
+    for c in candidates:
+        table.add_row(
+            Text(c.name),
+            "*" if c.is_pareto else "",
+            f"{c.quality:.4f}",
+            f"{c.msrs_per_pair:.3f}",
+            f"{c.msrs:.1f}",
+            str(c.blocks),
+            _count(c.parameters),
+            f"{c.latency_ms:.3g}",
+        )
+    console.print(table)
+    console.print(
+        "*: no other is as good in quality, share of layers alike (MSRS per pair) and latency at "
+        "once",
+        style="dim",
+    )
 
 
 def show_latency(console: Console, latency: LatencyRecord) -> None:
