@@ -16,7 +16,6 @@ from ..ir.errors import BadInput, NotMet
 from ..ir.onnx_file import OnnxModel, read, staged, write
 from ..ir.onnx_unfuse import unfuse
 from ..passes.budget import Budget
-from ..passes.costs import Costs
 from ..passes.facts import Facts
 from ..passes.layout import anatomies, offered
 from ..passes.methods import METHODS, Method
@@ -38,8 +37,10 @@ from ..passes.verify import verify as run_verify
 from .loading import find_module, is_module
 from .opening import (
     Settings,
+    costs_of,
     opened_data,
     opened_task,
+    plan_beside,
     profile_of,
     read_model,
     refuse_module_options,
@@ -51,7 +52,6 @@ from .results import (
     Inspection,
     Result,
     Verified,
-    plan_path,
     refuse_to_overwrite,
     write_plan,
 )
@@ -119,7 +119,7 @@ def optimize(
         raise BadInput(f"method={method!r}: unknown; it is one of {', '.join(METHODS)}")
     with opened_task(read_model(model), data, options) as task:
         profile = profile_of(task, options)
-        known = None if costs is None else _costs(Path(costs))
+        known = None if costs is None else costs_of(Path(costs))
         optimized = run_optimize(
             task,
             budget,
@@ -302,7 +302,7 @@ def verify(
     """
     options = settings_of(settings)
     before, after = read_model(original), read_model(new)
-    known = _plan_beside(new, plan)
+    known = plan_beside(new, plan)
     if known is not None:
         options = _as_planned(options, known)
     promise = Budget.of(max_drop).max_drop if max_drop is not None else None
@@ -375,27 +375,6 @@ def _as_planned(options: Settings, plan: Plan) -> Settings:
     )
 
 
-def _costs(path: Path) -> Costs:
-    known, _ = read_plan(path)
-    if known.costs is None:
-        raise BadInput(f"--costs {path}: that plan holds no measured costs")
-    return known.costs
-
-
-def _sources(model: Model) -> list[Path]:
-    return [Path(model)] if isinstance(model, str | os.PathLike) else []
-
-
 def _freeze(model: OnnxModel, path: Path) -> OnnxModel:
     write(model, path)
     return read(path)
-
-
-def _plan_beside(new: Model, given: str | os.PathLike[str] | None) -> Plan | None:
-    """The plan given, or the one beside the new model, if there is one."""
-    if given is not None:
-        return read_plan(Path(given))[0]
-    for source in _sources(new):
-        if plan_path(source).is_file():
-            return read_plan(plan_path(source))[0]
-    return None

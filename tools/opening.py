@@ -1,4 +1,4 @@
-"""Opening what the user gave: settings, a model and data, made into a task."""
+"""Opening what the user gave: settings, a model, data and plans, made into a task."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import onnx
@@ -18,7 +19,10 @@ from ..calibration.sources import open_data, random_data
 from ..calibration.splits import DEFAULT, Fractions, Splits, split
 from ..ir.errors import BadInput
 from ..ir.onnx_file import OnnxModel, read
+from ..passes.costs import Costs
+from ..passes.plan import Plan, read_plan
 from ..passes.task import Stage, Task, make_task, silent
+from .results import plan_path
 
 if TYPE_CHECKING:
     import torch
@@ -126,3 +130,19 @@ def task_of(model: OnnxModel, data: Dataset, splits: Splits, options: Settings) 
 
 def profile_of(task: Task, options: Settings) -> Profile:
     return profile_from_data(task.data, task.model.inputs, options.profile, fixed_batch(task.model))
+
+
+def costs_of(path: Path) -> Costs:
+    known, _ = read_plan(path)
+    if known.costs is None:
+        raise BadInput(f"--costs {path}: that plan holds no measured costs")
+    return known.costs
+
+
+def plan_beside(new: Model, given: str | os.PathLike[str] | None) -> Plan | None:
+    """The plan given, or the one beside the new model, if there is one."""
+    if given is not None:
+        return read_plan(Path(given))[0]
+    if isinstance(new, str | os.PathLike) and plan_path(Path(new)).is_file():
+        return read_plan(plan_path(Path(new)))[0]
+    return None

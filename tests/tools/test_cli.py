@@ -99,7 +99,9 @@ def test_inspect_with_data(here: Path, command: CommandLine) -> None:
 def test_inspect_as_json(data: list[str], here: Path, command: CommandLine) -> None:
     with untouched(here):
         ran = command("inspect", "model.onnx", *data, "--json")
-    found = assert_document(ran, "model_sha256", "random", "streams", "spans", "refusals")
+    found = assert_document(
+        ran, "model_sha256", "random", "streams", "spans", "refusals", "similarities"
+    )
     (stream,) = found["streams"]
     assert [block["name"] for block in stream["blocks"]] == [f"blocks.{i}" for i in range(BLOCKS)]
     spans = {span["name"]: span for span in found["spans"]}
@@ -450,4 +452,17 @@ def test_progress_is_drawn_on_a_terminal_and_leaves_stdout_alone(here: Path) -> 
         "streams",
         "spans",
         "refusals",
+        "similarities",
     }
+
+
+def test_rank_tells_the_pareto_set(here: Path, command: CommandLine) -> None:
+    shutil.copy(here / "model.onnx", here / "twin.onnx")
+    ran = command("rank", here / "model.onnx", here / "twin.onnx", "--data", here / "samples.npz")
+    assert ran.code == 0, ran.err
+    assert "quality" in ran.out
+    assert "*" in ran.out
+    ran = command("rank", here / "model.onnx", "--data", here / "samples.npz", "--json")
+    (only,) = ran.document["candidates"]
+    assert only["is_pareto"]
+    assert only["blocks"] == 4
