@@ -17,7 +17,8 @@ zero diagonal whose rows and columns sum to 0 (U-centring), which gives the same
 make HSIC(K, K) negative. The cost grows with n^2 d: add batches to a `MeanCKA` instead of stacking.
 
 Sources: Kornblith et al., arXiv 1905.00414; Song et al., JMLR 13 (2012), for the unbiased form;
-RedTest, arXiv 2411.10507, for the mean over batches (10 of 256 samples) and the rule of pruning.
+RedTest, arXiv 2411.10507, for the mean over batches (10 of 256 samples, feature maps `pooled`) and
+the rule of pruning.
 """
 
 from __future__ import annotations
@@ -35,6 +36,15 @@ LEAST_UNBIASED = 4
 def linear_cka(x: AnyArray, y: AnyArray, *, unbiased: bool = False) -> AnyArray:
     """Of x (n, ...) and y (n, ...), row by row the same samples: a scalar array."""
     return cka_matrix([x, y], unbiased=unbiased)[0, 1]
+
+
+def pooled(maps: AnyArray) -> AnyArray:
+    """Feature maps (n, channels, ...) as their means over all positions, (n, channels)."""
+    xp = namespace(maps)
+    if maps.ndim <= 2:
+        return maps
+    wide = maps if maps.dtype in (xp.float32, xp.float64) else xp.astype(maps, xp.float32)
+    return xp.mean(wide, axis=tuple(range(2, maps.ndim)))
 
 
 def cka_matrix(features: Sequence[AnyArray], *, unbiased: bool = False) -> AnyArray:

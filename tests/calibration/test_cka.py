@@ -9,7 +9,13 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from blockfold.calibration.metrics.cka import MeanCKA, cka_matrix, linear_cka, redtest_keep
+from blockfold.calibration.metrics.cka import (
+    MeanCKA,
+    cka_matrix,
+    linear_cka,
+    pooled,
+    redtest_keep,
+)
 from blockfold.calibration.metrics.msrs import msrs
 from blockfold.ir.errors import BadInput
 
@@ -139,6 +145,17 @@ def test_tensors_agree_with_arrays(unbiased: bool, dtype: type[np.floating]) -> 
 def test_feature_maps_are_flattened(unbiased: bool) -> None:
     maps = np.random.default_rng(4).standard_normal((20, 2, 3, 4))
     assert cka(maps, Y, unbiased) == cka(maps.reshape(20, 24), Y, unbiased)
+
+
+def test_feature_maps_may_be_pooled_first() -> None:
+    maps = np.random.default_rng(4).standard_normal((20, 2, 3, 4))
+    np.testing.assert_allclose(pooled(maps), maps.mean((2, 3)))
+    np.testing.assert_allclose(pooled(torch.tensor(maps)), maps.mean((2, 3)))
+    assert pooled(Y) is Y
+    turned = maps.copy()
+    turned[::2] = turned[::2, :, :, ::-1]
+    assert cka(pooled(turned), pooled(maps), True) == pytest.approx(1.0)
+    assert cka(turned, maps, True) < 0.9
 
 
 @BOTH
