@@ -9,12 +9,14 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ParamSpec
 
 import torch
 from torch import nn
 
 from ..ir.errors import BadInput
+
+P = ParamSpec("P")
 
 WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 
@@ -125,6 +127,12 @@ def _named(model: nn.Module, names: Sequence[str]) -> dict[str, nn.Module]:
     return found
 
 
+def _eager(hook: Callable[P, None]) -> Callable[P, None]:
+    """A hook that torch.compile runs as it is: keeping tensors for later cannot be traced."""
+    kept: Callable[P, None] = torch.compiler.disable(hook)  # type: ignore[no-untyped-call]
+    return kept
+
+
 def _is(module: nn.Module, block: nn.Module) -> bool:
     """The block or a replica that DataParallel made of it, but no copy that has its hooks too."""
     return module is block or getattr(module, "_is_replica", False)
@@ -133,6 +141,7 @@ def _is(module: nn.Module, block: nn.Module) -> bool:
 def _clear(model: nn.Module, calls: Mapping[str, list[Call]]) -> Callable[..., None]:
     """A hook before the model's forward: it forgets the pass before."""
 
+    @_eager
     def hook(module: nn.Module, _args: Any) -> None:
         if _is(module, model):
             for each in calls.values():
@@ -144,6 +153,7 @@ def _clear(model: nn.Module, calls: Mapping[str, list[Call]]) -> Callable[..., N
 def _enter(block: nn.Module, entered: Entered) -> Callable[..., None]:
     """A hook before a block's forward, where its input has not been changed in place yet."""
 
+    @_eager
     def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
         if _is(module, block):
             x = _first((args, kwargs))
@@ -155,6 +165,7 @@ def _enter(block: nn.Module, entered: Entered) -> Callable[..., None]:
 def _leave(block: nn.Module, name: str, entered: Entered, calls: list[Call]) -> Callable[..., None]:
     """A hook after a block's forward, which notes the call."""
 
+    @_eager
     def hook(module: nn.Module, _args: Any, _kwargs: Any, output: Any) -> None:
         if not _is(module, block):
             return

@@ -349,6 +349,19 @@ def test_it_runs_on_cuda_under_autocast(make: Callable[..., Penalty], x: torch.T
     assert found.is_cuda and found.dtype == torch.float32
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # torch's own compiler
+@BOTH
+def test_compiled_models(make: Callable[..., Penalty], x: torch.Tensor) -> None:
+    net = Net()
+    found = []
+    for model in (net, torch.compile(net, backend="eager")):
+        with make(net, weight=1.0) as penalty:
+            model(x)
+            torch.manual_seed(2)
+            found.append(float(penalty.penalty().detach()))
+    assert found[1] == pytest.approx(found[0], rel=1e-5)
+
+
 def test_replicas_report_each_in_its_thread() -> None:
     class Meet(nn.Module):
         """Waits until the other replica is inside as well."""
