@@ -82,6 +82,28 @@ def test_ascent_makes_no_direction_worse() -> None:
     assert values[2].max() >= msw(X, Y, many) * 0.999
 
 
+def test_ascent_keeps_the_best_place_where_a_step_leads_down() -> None:
+    for seed in range(40):
+        rng = np.random.default_rng(seed)
+        x, y = rng.standard_normal((2, 5, 3))
+        start = random_directions(x, 10, seed)
+        end = improved_directions(x, y, start, steps=1)
+        for k in range(10):
+            assert msw(x, y, end[:, k : k + 1]) >= msw(x, y, start[:, k : k + 1])
+
+
+def test_a_step_of_ascent_goes_along_the_gradient() -> None:
+    start = random_directions(X, 6, seed=7)
+    theta = torch.tensor(start, requires_grad=True)
+    gaps = (torch.tensor(X) @ theta).sort(0).values - (torch.tensor(Y) @ theta).sort(0).values
+    (slope,) = torch.autograd.grad(gaps.square().mean(0).sum(), theta)
+    expected = slope / slope.norm(dim=0)
+    found = improved_directions(X, Y, start, steps=1)
+    moved = ~np.isclose(found, start).all(axis=0)
+    assert moved.any()
+    np.testing.assert_allclose(found[:, moved], expected.numpy()[:, moved], rtol=1e-9)
+
+
 def test_random_directions_see_less_of_a_move_in_many_dimensions_unless_scaled() -> None:
     plain, scaled = [], []
     for d in (16, 1024):
