@@ -26,7 +26,7 @@ OWN = "blockfold"
 
 
 class TorchDoor:
-    """Edits a copy of a captured module; `close` hands it back."""
+    """Edits a copy of a captured module; `close` hands it back. `inputs` are in order."""
 
     def __init__(self, program: ExportedProgram) -> None:
         """Raises Unsupported where an operation writes into memory that others look at."""
@@ -41,29 +41,22 @@ class TorchDoor:
                 module.graph.get_attr(name)
         self._module = fx.GraphModule(module, module.graph)  # without guards and without stubs
         self.graph = self._module.graph
+        self.inputs = [node for node in self.graph.nodes if node.op == "placeholder"]
         names = map(str, program.graph_signature.user_inputs)
-        self._inputs = dict(zip(names, self._placeholders(), strict=True))
+        self._named: dict[str, fx.Node] = {node.name: node for node in self.graph.nodes}
+        self._named |= zip(names, self.inputs, strict=True)
         self._replaced: dict[fx.Node, fx.Node] = {}
         _make_functional(self.graph)
         self._read = self._tensors_read()
         self._passing = set(program.graph_signature.non_persistent_buffers)
 
-    def _placeholders(self) -> list[fx.Node]:
-        return [node for node in self.graph.nodes if node.op == "placeholder"]
-
-    @property
-    def inputs(self) -> list[fx.Node]:
-        """The inputs of the module, in order."""
-        return list(self._inputs.values())
-
     def has(self, name: str) -> bool:
         """Whether a value of the view is the value of an fx node, too."""
-        return name in self._inputs or any(node.name == name for node in self.graph.nodes)
+        return name in self._named
 
     def node(self, name: str) -> fx.Node:
         """The fx node of a value of the view, or what has been put in its place."""
-        found = self._inputs.get(name)
-        found = found or next((node for node in self.graph.nodes if node.name == name), None)
+        found = self._named.get(name)
         if found is None:
             raise Unsupported(
                 f"the captured module has no value {name!r} of its own: an operation inside a mode "
