@@ -101,9 +101,7 @@ def _swaps(case: Case) -> list[Swap]:
     """
     observed = _observe(case)
     blocks = case.stream.blocks
-    proved = [
-        prove(case.model.graph, case.stream, block.start, block.stop, observed) for block in blocks
-    ]
+    proved = [_proved(case, block.start, block.stop, observed) for block in blocks]
     middle = len(proved) // 2
     order = sorted(
         range(1, len(proved)), key=lambda i: (isinstance(proved[i], Refusal), abs(i - middle))
@@ -113,9 +111,18 @@ def _swaps(case: Case) -> list[Swap]:
         stop = blocks[index].stop
         swaps.append(_swap(case, index, proved[index], observed))
         if swaps[-1].refusal and case.subject.half:
-            half = prove(case.model.graph, case.stream, stop - 1, stop, observed)
+            half = _proved(case, stop - 1, stop, observed)
             swaps.append(_swap(case, index, half, observed, case.subject.half))
     return swaps
+
+
+def _proved(case: Case, start: int, stop: int, observed: ObservedShapes) -> Span | Refusal:
+    """The span, if a map from the stream to itself can stand in: it is tried with such a one."""
+    span = prove(case.model.graph, case.stream, start, stop, observed)
+    if isinstance(span, Refusal) or not span.strides:
+        return span
+    strides = "x".join(map(str, span.strides))
+    return Refusal(start, stop, span.name, f"a convolution of strides {strides} alone", span.exit)
 
 
 def _swap(
