@@ -36,7 +36,7 @@ class TorchDoor:
             warnings.simplefilter("ignore", FutureWarning)  # torch's own, of its own classes
             module = copy.deepcopy(captured)
         assert isinstance(module, fx.GraphModule)
-        for name in missing(module):
+        for name in _missing(module):
             with module.graph.inserting_before(next(iter(module.graph.nodes))):
                 module.graph.get_attr(name)
         self._module = fx.GraphModule(module, module.graph)  # without guards and without stubs
@@ -317,7 +317,7 @@ def _functional(call: fx.Node) -> Callable[..., Any] | None:
     return getattr(packet, overload or "default", None)
 
 
-def missing(module: fx.GraphModule) -> list[str]:
+def _missing(module: fx.GraphModule) -> list[str]:
     """Names of tensors that no node of the graph speaks of, such as second names."""
     named = {str(node.target) for node in module.graph.nodes if node.op == "get_attr"}
     calls = {str(node.target) for node in module.graph.nodes if node.op == "call_module"}

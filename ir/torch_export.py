@@ -37,7 +37,7 @@ def to_onnx(program: ExportedProgram) -> tuple[OnnxModel, Scratch | None]:
     Raises Unsupported where torch has no ONNX operators for what the module does.
     """
     try:
-        with quietly():
+        with _quietly():
             exported: Any = torch.onnx.export(program, dynamo=True)
             if exported is None:
                 raise RuntimeError("it gives no program")
@@ -60,7 +60,7 @@ def _bytes(program: ExportedProgram) -> int:
 
 
 @contextlib.contextmanager
-def quietly() -> Iterator[None]:
+def _quietly() -> Iterator[None]:
     """Keep torch's exporter from printing its progress, logging and warning of its own code."""
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
