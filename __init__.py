@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 from .ir.errors import BadInput, BlockfoldError, NotMet, Unsupported
 
 if TYPE_CHECKING:
-    from .tools.api import apply, bench, inspect, optimize, rank, verify
+    from .tools.api import apply, inspect, optimize
+    from .tools.comparing import bench, rank, verify
 
 __all__ = [
     "BadInput",
@@ -32,7 +33,7 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     """Import the jobs, and what they need, when one is first used."""
     if name in __all__:
-        from .tools import api
+        from .tools import api, comparing
 
-        return getattr(api, name)
+        return getattr(comparing if name in comparing.__all__ else api, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,4 +1,4 @@
-"""The main jobs as functions: open what the user gave, run the passes, hand back a result."""
+"""Jobs that look into a model or change it: open what was given, run the passes, hand back."""
 
 from __future__ import annotations
 
@@ -8,10 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
-import numpy as np
-
-from ..calibration.quality import METRICS
-from ..calibration.splits import Splits, split
 from ..ir.errors import BadInput, NotMet
 from ..ir.onnx_file import OnnxModel, read, staged, write
 from ..ir.onnx_unfuse import unfuse
@@ -22,36 +18,29 @@ from ..passes.methods import METHODS, Method
 from ..passes.optimize import (
     Freeze,
     freeze_in_memory,
-    measure_latency,
     require_enough_samples,
     why_not_kept,
 )
 from ..passes.optimize import optimize as run_optimize
 from ..passes.pipeline import Switches
-from ..passes.plan import LatencyRecord, Plan, read_plan, tensors_path
-from ..passes.ranking import Candidate
-from ..passes.ranking import rank as run_rank
+from ..passes.plan import read_plan, tensors_path
 from ..passes.replay import replay, require_parent, resolve
 from ..passes.score import score
 from ..passes.verify import verify as run_verify
 from .loading import find_module, is_module
 from .opening import (
-    Settings,
+    as_planned,
     costs_of,
-    opened_data,
     opened_task,
-    plan_beside,
     profile_of,
     read_model,
     refuse_module_options,
     settings_of,
-    task_of,
 )
 from .results import (
     Applied,
     Inspection,
     Result,
-    Verified,
     refuse_to_overwrite,
     write_plan,
 )
@@ -252,7 +241,7 @@ def apply(
         raise BadInput(f"{path}: {why}: give --data")
     promise = None if max_drop is None else Budget.of(max_drop).max_drop
     chosen = replace(
-        _as_planned(options, known), seed=known.data.seed, fractions=known.data.fractions
+        as_planned(options, known), seed=known.data.seed, fractions=known.data.fractions
     )
     with opened_task(read_in, data, chosen) as task:
         require_enough_samples(task, promise)
@@ -284,95 +273,6 @@ def apply_to(
     with staged(target):
         applied = apply(model, plan, data, **options)
     return applied, applied.save(target)
-
-
-def verify(
-    original: Model,
-    new: Model,
-    data: object = None,
-    *,
-    max_drop: float | None = None,
-    plan: str | os.PathLike[str] | None = None,
-    **settings: Any,
-) -> Verified:
-    """Judge a new model against its original on data.
-
-    Where the data is what the new model was made on (its plan, beside it, says so), only the rows
-    that were held back count; on other data all rows do.
-    """
-    options = settings_of(settings)
-    before, after = read_model(original), read_model(new)
-    known = plan_beside(new, plan)
-    if known is not None:
-        options = _as_planned(options, known)
-    promise = Budget.of(max_drop).max_drop if max_drop is not None else None
-    if before.graph.inputs != after.graph.inputs or before.graph.outputs != after.graph.outputs:
-        raise BadInput("the two models have different inputs or outputs and cannot be compared")
-    with opened_data(before, data, options) as opened:
-        same = known is not None and known.data.sha256 == opened.digest
-        if same and known is not None:
-            splits = split(
-                opened.samples,
-                fractions=known.data.fractions,
-                seed=known.data.seed,
-                groups=opened.groups,
-            )
-        else:
-            everything = np.arange(opened.samples)
-            none = everything[:0]
-            splits = Splits(none, none, everything, options.seed, (0.0, 0.0, 1.0))
-        task = task_of(before, opened, splits, options)
-        require_enough_samples(task, promise)
-        verdict = run_verify(task, after, splits.certify, promise)
-        return Verified(verdict, same, opened.random)
-
-
-def bench(original: Model, new: Model, data: object = None, **settings: Any) -> LatencyRecord:
-    """Latency of both models side by side, in turns."""
-    options = settings_of(settings)
-    before, after = read_model(original), read_model(new)
-    if before.graph.inputs != after.graph.inputs:
-        raise BadInput("the two models have different inputs and cannot run the same data")
-    if data is None and options.random_samples is None:
-        options = replace(options, random_samples=max(1, options.profile.get("batch", 1)))
-    with opened_data(before, data, options) as opened:
-        none = np.arange(0)
-        splits = Splits(none, none, none, 0, (0.0, 0.0, 1.0))
-        task = task_of(before, opened, splits, replace(options, metric="nmse", output=None))
-        return measure_latency(task, after, profile_of(task, options))
-
-
-def rank(models: Sequence[OnnxLike], data: object = None, **settings: Any) -> tuple[Candidate, ...]:
-    """Candidate architectures by quality, similar layers and latency; see passes/ranking.
-
-    All must take the same inputs. Raises BadInput where they do not, or without labels.
-    """
-    options = settings_of(settings)
-    read_in = [read_model(model) for model in models]
-    names = [str(m) if isinstance(m, str | os.PathLike) else f"#{i}" for i, m in enumerate(models)]
-    if not read_in:
-        raise BadInput("no model to rank: name at least one")
-    with opened_data(read_in[0], data, options) as opened:
-        splits = split(
-            opened.samples, fractions=options.fractions, seed=options.seed, groups=opened.groups
-        )
-        tasks = [task_of(model, opened, splits, options) for model in read_in]
-        return run_rank(list(zip(names, tasks, strict=True)), profile_of(tasks[0], options))
-
-
-def _as_planned(options: Settings, plan: Plan) -> Settings:
-    """The settings, with what they leave open as the plan has it; a plan names no code to run."""
-    if options.metric is None and plan.metric not in METRICS:
-        raise BadInput(
-            f"the plan was judged by {plan.metric!r}, which is none of our metrics, and no plan "
-            "may load code: name it with --metric"
-        )
-    return replace(
-        options,
-        metric=plan.metric if options.metric is None else options.metric,
-        output=options.output or plan.output,
-        mask=options.mask or plan.data.mask,
-    )
 
 
 def _freeze(model: OnnxModel, path: Path) -> OnnxModel:

@@ -1,4 +1,4 @@
-"""The command line: parse, call tools.api, show tables or print one JSON document.
+"""The command line: parse, call the jobs, show tables or print one JSON document.
 
 Exit codes: 0 done; 1 the promise or budget cannot be met; 2 bad usage or input; 3 unsupported
 model; 4 a bug of ours; 130 interrupted.
@@ -6,8 +6,6 @@ model; 4 a bug of ours; 130 interrupted.
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import sys
 import traceback
 import warnings
@@ -16,15 +14,15 @@ from pathlib import Path
 from typing import Any
 
 import click
-from pydantic import BaseModel
 from rich.console import Console
 
 from ..ir.errors import BlockfoldError
 from ..passes.methods import METHODS
-from . import api, options
+from . import api, comparing, options
 from .demo import bundle
+from .documents import inspection_document, print_json
 from .progress import bars
-from .results import Inspection, Result
+from .results import Result
 from .tables import (
     show_inspection,
     show_latency,
@@ -60,7 +58,7 @@ def inspect(model: str, as_json: bool, **given: Any) -> None:
     """
     found = api.inspect(model, given.pop("data"), stage=bars, **given)
     if as_json:
-        _print_json(_inspection(found))
+        print_json(inspection_document(found))
     else:
         show_inspection(Console(), found)
 
@@ -129,7 +127,7 @@ def apply(model: str, plan: str, target: str, as_json: bool, **given: Any) -> No
     if as_json:
         sha256 = applied.plan.sha256
         document = {"written": written, "plan_sha256": sha256, "verdict": applied.verdict}
-        _print_json(document | {"level_is_void": applied.reused})
+        print_json(document | {"level_is_void": applied.reused})
         return
     console = Console()
     _show_written(console, written)
@@ -163,10 +161,10 @@ def verify(model: str, new: str, as_json: bool, **given: Any) -> None:
     \b
     blockfold verify model.onnx small.onnx --data fresh.npz --max-drop 1%
     """
-    found = api.verify(model, new, given.pop("data"), stage=bars, **given)
+    found = comparing.verify(model, new, given.pop("data"), stage=bars, **given)
     if as_json:
         document = {"verdict": found.verdict, "held_back": found.held_back}
-        _print_json(document | {"kept": found.verdict.kept, "random": found.random})
+        print_json(document | {"kept": found.verdict.kept, "random": found.random})
     else:
         console = Console()
         if found.held_back:
@@ -190,9 +188,9 @@ def bench(model: str, new: str, as_json: bool, **given: Any) -> None:
     \b
     blockfold bench model.onnx small.onnx --profile batch=8
     """
-    latency = api.bench(model, new, given.pop("data"), stage=bars, **given)
+    latency = comparing.bench(model, new, given.pop("data"), stage=bars, **given)
     if as_json:
-        _print_json({"latency": latency})
+        print_json({"latency": latency})
     else:
         show_latency(Console(), latency)
 
@@ -210,9 +208,9 @@ def rank(models: tuple[str, ...], as_json: bool, **given: Any) -> None:
     \b
     blockfold rank small.onnx deep.onnx wide.onnx --data samples.npz
     """
-    found = api.rank(models, given.pop("data"), stage=bars, **given)
+    found = comparing.rank(models, given.pop("data"), stage=bars, **given)
     if as_json:
-        _print_json({"candidates": list(found)})
+        print_json({"candidates": list(found)})
     else:
         show_ranking(Console(), found)
 
@@ -252,7 +250,7 @@ def demo(target: str, as_json: bool, **given: Any) -> None:
 
 def _show_optimized(result: Result, written: tuple[Path, ...], as_json: bool) -> None:
     if as_json:
-        _print_json(
+        print_json(
             {
                 "written": written,
                 "plan": result.plan,
@@ -270,55 +268,6 @@ def _show_optimized(result: Result, written: tuple[Path, ...], as_json: bool) ->
 def _show_written(console: Console, written: tuple[Path, ...]) -> None:
     names = ", ".join(str(path) for path in written)
     console.print(f"wrote {names}", markup=False, soft_wrap=True)
-
-
-def _inspection(found: Inspection) -> dict[str, Any]:
-    measured = {} if found.survey is None else {id(r.span): r for r in found.survey.spans}
-    spans = []
-    for span in found.spans:
-        record = dataclasses.asdict(span) | {"removed": len(span.removed)}
-        record["parameters"] = found.graph.parameters(span.removed)
-        redundancy = measured.get(id(span))
-        if redundancy is not None:
-            record |= {
-                "block_redundancy": redundancy.block_redundancy,
-                "cosine": redundancy.cosine,
-                "block_influence": redundancy.block_influence,
-                "affine_r2": redundancy.affine_r2,
-                "identity_error": redundancy.identity_error,
-            }
-        spans.append(record)
-    streams = [
-        {
-            "source": stream.chain.source,
-            "sink": stream.chain.sink,
-            "cuts": [cut.values for cut in stream.chain.cuts],
-            "units": [{"name": u.name, "parameters": u.parameters} for u in stream.units],
-            "blocks": [dataclasses.asdict(block) for block in stream.blocks],
-        }
-        for stream in found.anatomies
-    ]
-    refusals = [dataclasses.asdict(refusal) for refusal in found.refusals]
-    return {
-        "model_sha256": found.model.sha256,
-        "streams": streams,
-        "spans": spans,
-        "refusals": refusals,
-        "similarities": [] if found.survey is None else list(found.survey.similarities),
-        "random": found.random,
-    }
-
-
-def _print_json(document: dict[str, Any]) -> None:
-    click.echo(json.dumps(document, indent=2, default=_plain))
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, BaseModel):
-        return value.model_dump(mode="json")
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return dataclasses.asdict(value)
-    return str(value)
 
 
 def main() -> None:
@@ -352,5 +301,5 @@ def _fail(message: str, code: int, as_json: bool) -> int:
     line = " ".join(message.split())
     click.echo(f"blockfold: {line}", err=True)
     if as_json:
-        _print_json({"error": line, "exit_code": code})
+        print_json({"error": line, "exit_code": code})
     return code

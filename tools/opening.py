@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,7 @@ import onnx
 
 from ..calibration.data import Dataset
 from ..calibration.latency import Profile, profile_from_data
-from ..calibration.quality import Judge
+from ..calibration.quality import METRICS, Judge
 from ..calibration.runtime import Runtime, choose_runtime, fixed_batch
 from ..calibration.sources import open_data, random_data
 from ..calibration.splits import DEFAULT, Fractions, Splits, split
@@ -137,6 +137,21 @@ def costs_of(path: Path) -> Costs:
     if known.costs is None:
         raise BadInput(f"--costs {path}: that plan holds no measured costs")
     return known.costs
+
+
+def as_planned(options: Settings, plan: Plan) -> Settings:
+    """The settings, with what they leave open as the plan has it; a plan names no code to run."""
+    if options.metric is None and plan.metric not in METRICS:
+        raise BadInput(
+            f"the plan was judged by {plan.metric!r}, which is none of our metrics, and no plan "
+            "may load code: name it with --metric"
+        )
+    return replace(
+        options,
+        metric=plan.metric if options.metric is None else options.metric,
+        output=options.output or plan.output,
+        mask=options.mask or plan.data.mask,
+    )
 
 
 def plan_beside(new: Model, given: str | os.PathLike[str] | None) -> Plan | None:
