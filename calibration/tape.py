@@ -38,15 +38,17 @@ class Pieces:
         self.room = _Room(IN_MEMORY_BYTES)
         self._open: dict[tuple[frozenset[str], tuple[str, ...]], Runner] = {}
 
-    def run(self, given: Feeds, feeds: Feeds, wanted: Sequence[str]) -> dict[str, np.ndarray]:
-        """The wanted values from given ones and the model's inputs."""
+    def run(self, piece: Piece, wanted: Sequence[str]) -> dict[str, np.ndarray]:
+        """The wanted values from those of a batch; the model's inputs are read where needed."""
+        given = piece.values
         key = frozenset(given), tuple(wanted)
         runner = self._open.get(key)
         if runner is None:
             runner = self.open(given, wanted)
             self._open[key] = runner
-        at_hand = {**feeds, **given}
-        return runner.run_whole({name: at_hand[name] for name in runner.inputs})
+        return runner.run_whole(
+            {name: given[name] if name in given else piece.feeds[name] for name in runner.inputs}
+        )
 
     def open(self, given: Iterable[str], wanted: Sequence[str]) -> Runner:
         """A session of the nodes between, for the caller alone."""
@@ -83,7 +85,6 @@ class _Strip:
     def __init__(self, room: _Room) -> None:
         self._room, self._spool = room, Spool()
         self._arrays: list[Floats | tuple[int, np.dtype[np.floating], tuple[int, ...]]] = []
-        self._mapped: NDArray[np.uint8] | None = None
         self._finalizer: weakref.finalize[..., _Strip] | None = None
         self._taken = 0
 
@@ -103,14 +104,12 @@ class _Strip:
         if not isinstance(found, tuple):
             return found
         begin, dtype, shape = found
-        if self._mapped is None:
-            self._mapped = np.asarray(np.memmap(self._spool.path("values"), np.uint8, "r"))
-        nbytes = math.prod(shape) * dtype.itemsize
-        return self._mapped[begin : begin + nbytes].view(dtype).reshape(shape)
+        # Read, not mapped: pages of a map would count as memory of this process.
+        count, path = math.prod(shape), self._spool.path("values")
+        return np.fromfile(path, dtype, count, offset=begin).reshape(shape)
 
     def close(self) -> None:
         self._arrays.clear()
-        self._mapped = None
         self._spool.close()
         if self._finalizer is not None:
             self._finalizer()
@@ -163,7 +162,7 @@ class Tape:
         if new:
             strips = {name: _Strip(self._pieces.room) for name in new}
             for piece in self.batches():
-                found = self._pieces.run(piece.values, piece.feeds, new)
+                found = self._pieces.run(piece, new)
                 for name, strip in strips.items():
                     strip.append(found[name])
             self._held |= strips

@@ -142,21 +142,20 @@ class Walk(Rows):
     ) -> None:
         """Run a tape on to a stop, its linear operation as it is or solved again."""
         linear = stop.linear
-        if linear is None:
-            tape.reach([stop.value, *live])
+        made_of = [] if linear is None else [linear.u, linear.residual]
+        if linear is None or solution is None:
+            tape.reach([*made_of, stop.value, *live])
             return
-        tape.reach([linear.u, linear.residual])
-        W, b = (solution.W, solution.b) if solution else self.weights(linear)
-        single = Solution(W, b, 0.0, 0, 0, 0.0)
+        tape.reach(made_of)
         asked = Problem(
             (linear_input(linear),),
             Feature(linear.residual, stop.channel_axis),
             Feature(stop.value, stop.channel_axis),
-            W,
+            solution.W,
         )
         tape.put(
             stop.value,
-            lambda piece: self.applied(piece, asked, single, piece.values[linear.residual].shape),
+            lambda piece: self.applied(piece, asked, solution, piece.values[linear.residual].shape),
         )
         tape.reach(live)
 
