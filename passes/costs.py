@@ -1,8 +1,8 @@
 """Costs: what each unit of a model takes at the profile, measured by leaving it out.
 
 Units of one kind (equal operators, equal weights) cost the same, so one of each kind is measured:
-the model as it is, without the unit, and with each kind of surrogate in its place, in turns. The
-cost of any plan follows by addition; the chosen one is measured for itself in the end.
+the model as it is in turns with the same without the unit, and with each kind of surrogate in its
+place. The cost of any plan follows by addition; the chosen one is measured for itself in the end.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from .surrogates import Form, Wish, problem
 from .task import Task
 
 ROUNDS = 25
-"""Turns of all models; a unit is a small part of the whole, so they are many."""
+"""Turns of two models; a unit is a small part of the whole, so they are many."""
 
 TIMED: tuple[Form, ...] = ("affine", "affine + context", "conv")
 """Surrogates that are timed; folded ones cost nothing, and folding adds nothing to the others."""
@@ -92,24 +92,31 @@ def _kind(unit: Unit) -> object:
     return tuple(sorted(node.op for node in unit.nodes)), unit.parameters
 
 
+Weights = Callable[[OnnxModel, Iterable[OnnxModel]], Sequence[float]]
+"""What the whole weighs, and then each changed model; these are made one by one, when asked for."""
+
+
 def measure_costs(task: Task, layout: Layout, profile: Profile) -> Costs:
     """Time the model against itself without one unit of each kind and with surrogates in place."""
 
-    def timed(models: Sequence[OnnxModel]) -> list[float]:
-        runners = [Runner(model, task.runtime) for model in models]
+    def timed(whole: OnnxModel, changed: Iterable[OnnxModel]) -> list[float]:
+        original, saved = Runner(whole, task.runtime), []
+        wholes = [take_turns([original], profile, rounds=ROUNDS)[0].median_ms]
+        # Two models are open at a time: all at once would take many times the model's memory.
         with task.stage("latency of units", 1) as advance:
-            whole, *rest = take_turns(runners, profile, rounds=ROUNDS)
+            for model in changed:
+                pair = take_turns([original, Runner(model, task.runtime)], profile, rounds=ROUNDS)
+                # differences within a round: what slows the machine for a while slows both
+                saved.append(float(np.median(pair[0].rounds_ms - pair[1].rounds_ms)))
+                wholes.append(pair[0].median_ms)
             advance(1)
-        # differences within a round: what slows the machine for a while slows both
-        saved = [float(np.median(whole.rounds_ms - timing.rounds_ms)) for timing in rest]
-        return [whole.median_ms, *(whole.median_ms - ms for ms in saved)]
+        whole_ms = float(np.median(wholes))
+        return [whole_ms, *(whole_ms - ms for ms in saved)]
 
     return weigh(task.plain, layout, timed)
 
 
-def weigh(
-    model: OnnxModel, layout: Layout, weights: Callable[[Sequence[OnnxModel]], Sequence[float]]
-) -> Costs:
+def weigh(model: OnnxModel, layout: Layout, weights: Weights) -> Costs:
     """Costs in whatever `weights` gives for models: the whole, and with one unit changed.
 
     Units never cost more than the model: what noise says beyond is shared out among them.
@@ -121,8 +128,8 @@ def weigh(
         for form in ("identity", *TIMED)
         if _can_be(span, form)
     ]
-    models = [_with(model, blank(model, Wish(span, form))) for _, form, span in changed]
-    whole, *rest = weights([model, *models])
+    models = (_with(model, blank(model, Wish(span, form))) for _, form, span in changed)
+    whole, *rest = weights(model, models)
     found = {(kind, form): cost for (kind, form, _), cost in zip(changed, rest, strict=True)}
     least = {kind: found[kind, _least(span)] for kind, span in chosen.items()}
     units = {kind: max(0.0, whole - least[kind]) for kind in chosen}

@@ -54,7 +54,9 @@ class Comparer:
         self.name, self.task = name, task
         self.layout = lay_out(task)
         self._feeds = opening.profile_of(task, options).feeds
-        costs = weigh(task.plain, self.layout, lambda models: [*map(self._flops, models)])
+        costs = weigh(
+            task.plain, self.layout, lambda whole, changed: [*map(self._flops, (whole, *changed))]
+        )
         self.costs = CostModel(self.layout.anatomies, costs)
         self.trials = Trials(task, self.layout, self.costs, None)
         self.published = Published(self.trials)
