@@ -637,7 +637,7 @@ def test_bools_and_small_ints_where_the_values_survive() -> None:
 def test_no_room_for_the_copy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "absent"))
     said = refusal(iter([arrays()]))
-    assert "cannot copy the data" in said
+    assert "cannot write temporary files" in said
     assert "TMPDIR" in said
 
 
