@@ -17,6 +17,7 @@ import pytest
 from click.testing import CliRunner
 
 from blockfold.ir.staging import staged
+from blockfold.passes import costs
 from blockfold.passes import optimize as main_job
 from blockfold.tests.tools.harness import CAREFUL, CommandLine, Files, network, untouched
 from blockfold.tests.tools.place import BAD_INPUT, Place, assert_one_line
@@ -147,7 +148,7 @@ def test_a_file_that_changes_while_in_use(
 ) -> None:
     model = external(place)
     data = folder_of_npy(place) if "npy" in what else place.npz(**place.arrays())
-    real = main_job.measure_costs
+    real = costs.measure_costs
 
     def changing(*given: object) -> object:
         found = real(*given)  # type: ignore[arg-type]
