@@ -92,6 +92,7 @@ def run(words: Sequence[str], temporary: str) -> None:
     for stream in (1, 2):
         os.dup2(nowhere, stream)
     tempfile.tempdir = temporary
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
     sys.argv = ["blockfold", *words]
     cli.main()
 
