@@ -42,7 +42,7 @@ def to_onnx(program: ExportedProgram) -> tuple[OnnxModel, Scratch | None]:
     except Exception as error:  # whatever a translation of any operator may raise
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         raise Unsupported(
-            f"torch.onnx.export cannot translate the module: {lines[-1] if lines else error!r}; "
+            f"torch.onnx.export cannot translate the module: {lines[-1] if lines else repr(error)}; "
             "export it by other means and give the ONNX file"
         ) from error
 

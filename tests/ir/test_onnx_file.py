@@ -10,6 +10,7 @@ import onnx
 import pytest
 from onnx import helper, numpy_helper
 
+from blockfold.ir import onnx_file
 from blockfold.ir.errors import BadInput
 from blockfold.ir.onnx_file import read, write
 from blockfold.tests.networks import compare, residual_mlp, run, samples, save_external
@@ -264,3 +265,13 @@ def test_a_weight_inside_a_body_may_not_point_outside(tmp_path: Path) -> None:
     path = folder / "model.onnx"
     path.write_bytes(model.SerializeToString())
     assert "hidden" in refused(path)
+
+
+def test_weights_cut_short_while_they_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = read(external(tmp_path, lambda *_: None))
+    weights = next(path for path in model.folder.iterdir() if path.suffix != ".onnx")
+    monkeypatch.setattr(onnx_file, "_locate", lambda *_: (weights, 10**9))
+    with pytest.raises(BadInput, match="cut short while in use; copy it again"):
+        _ = model.sha256
