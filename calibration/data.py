@@ -8,10 +8,6 @@ are mapped only while one batch is taken, so memory does not grow with the numbe
 from __future__ import annotations
 
 import math
-import os
-import shutil
-import tempfile
-import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,6 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..ir.errors import BadInput
+from ..ir.scratch import Scratch, storing
+from ..ir.stamp import Stamp, require_unchanged
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,17 +37,20 @@ class Batch:
 
 @dataclass(frozen=True)
 class Stored:
-    """Elements one after another in a file, from `offset_bytes` on."""
+    """Elements one after another in a file, from `offset_bytes` on; `stamp` if it is the user's."""
 
     path: Path
     dtype: np.dtype[Any]
     offset_bytes: int
     elements: int
+    stamp: Stamp | None = None
 
     def map(self) -> NDArray[Any]:
-        """The elements (n,), mapped read-only; BadInput where the file has gone or shrunk."""
+        """The elements (n,), mapped read-only; BadInput where the file has gone or changed."""
         if not self.elements:
             return np.empty(0, self.dtype)
+        if self.stamp is not None:
+            require_unchanged([self.stamp])
         try:
             mapped = np.memmap(self.path, self.dtype, "r", self.offset_bytes, (self.elements,))
         except (OSError, ValueError) as error:
@@ -99,35 +100,23 @@ class Spool:
 
     def __init__(self) -> None:
         self.bytes = self.files = 0
-        self._folder: Path | None = None
-        self._finalizer: weakref.finalize[..., Spool] | None = None
+        self._scratch: Scratch | None = None
 
     def path(self, file: str) -> Path:
         """Where a file lies; makes the folder."""
-        if self._folder is None:
-            self._folder = Path(tempfile.mkdtemp(prefix="blockfold-"))
-            self._finalizer = weakref.finalize(self, _remove, self._folder, os.getpid())
-        return self._folder / file
+        if self._scratch is None:
+            self._scratch = Scratch()
+        return self._scratch.path / file
 
     def write(self, file: str, elements: NDArray[Any]) -> None:
         """Append elements (n,); BadInput where the disk will not take them."""
-        try:
-            with self.path(file).open("ab") as stream:
-                stream.write(elements.data)
-        except OSError as error:
-            said = f"cannot copy the data to {self._folder or tempfile.gettempdir()}"
-            fix = "free space there, or set TMPDIR to a folder with more"
-            raise BadInput(f"{said} ({error.strerror}); {fix}") from error
+        with storing(), self.path(file).open("ab") as stream:
+            stream.write(elements.data)
         self.bytes += elements.nbytes
 
     def close(self) -> None:
-        if self._finalizer is not None:
-            self._finalizer()
-
-
-def _remove(folder: Path, owner: int) -> None:
-    if os.getpid() == owner:  # a forked worker leaves its parent's files alone
-        shutil.rmtree(folder, ignore_errors=True)
+        if self._scratch is not None:
+            self._scratch.close()
 
 
 class Dataset:
@@ -148,6 +137,7 @@ class Dataset:
         spool: Spool,
         *,
         random: bool = False,
+        stamps: Sequence[Stamp] = (),
     ) -> None:
         self.names = tuple(column.name for column in columns)
         self.samples = int(columns[0].starts[-1])
@@ -156,6 +146,11 @@ class Dataset:
         self.closed = False
         self._columns = tuple(columns)
         self._spool = spool
+        self._stamps = tuple(stamps)
+
+    def require_unchanged(self) -> None:
+        """BadInput where a file that the samples came from has changed since."""
+        require_unchanged(self._stamps)
 
     @property
     def spooled_bytes(self) -> int:

@@ -14,6 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..ir.errors import BadInput
+from ..ir.scratch import storing
+from ..ir.stamp import Stamp
 from .data import Stored
 from .intake import CHUNK_BYTES, Item, Piece, blaming, chunks_of
 
@@ -38,15 +40,23 @@ def path_items(path: Path) -> Iterator[Item]:
     if not npy and not npz:
         raise BadInput(f"{path}: holds no .npz and no .npy file; put the samples there")
     if npy:
-        yield Item(str(path), {file.stem: _npy_piece(file) for file in npy})
+        stamps = [_stamp(file) for file in npy]
+        pieces = {file.stem: _npy_piece(file, at) for file, at in zip(npy, stamps, strict=True)}
+        yield Item(str(path), pieces, stamps)
     for file in npz:
+        stamp = _stamp(file)
         with blaming(f"{file}: {UNREADABLE}"), zipfile.ZipFile(file) as archive:
             members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
             pieces = {name: _npz_piece(archive, info, file) for name, info in members.items()}
-            yield Item(str(file), pieces)
+            yield Item(str(file), pieces, [stamp])
 
 
-def _npy_piece(path: Path) -> Piece:
+def _stamp(path: Path) -> Stamp:
+    with blaming(f"{path}: {UNREADABLE}"):
+        return Stamp.of(path)
+
+
+def _npy_piece(path: Path, stamp: Stamp) -> Piece:
     """A .npy file, read where it lies; one in Fortran order is copied."""
     with blaming(f"{path}: {UNREADABLE}"), path.open("rb") as stream:
         shape, fortran, dtype = _header(stream, path.stat().st_size, path)
@@ -56,9 +66,8 @@ def _npy_piece(path: Path) -> Piece:
         with blaming(f"{path}: {UNREADABLE}"), path.open("rb") as stream:
             yield from _mapped(stream, begin, shape, fortran, dtype)
 
-    return Piece(
-        shape, dtype, chunks, None if fortran else Stored(path, dtype, begin, math.prod(shape))
-    )
+    stored = None if fortran else Stored(path, dtype, begin, math.prod(shape), stamp)
+    return Piece(shape, dtype, chunks, stored)
 
 
 def _npz_piece(archive: zipfile.ZipFile, info: zipfile.ZipInfo, path: Path) -> Piece:
@@ -71,8 +80,9 @@ def _npz_piece(archive: zipfile.ZipFile, info: zipfile.ZipInfo, path: Path) -> P
         with blaming(f"{path}: {UNREADABLE}"), archive.open(info) as stream:
             if fortran:
                 with tempfile.TemporaryFile() as scratch:
-                    shutil.copyfileobj(stream, scratch, CHUNK_BYTES)
-                    scratch.flush()
+                    with storing():
+                        shutil.copyfileobj(stream, scratch, CHUNK_BYTES)
+                        scratch.flush()
                     yield from _mapped(scratch, begin, shape, fortran, dtype)
                 return
             stream.read(begin)

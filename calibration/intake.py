@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from ..ir.errors import BadInput, BlockfoldError, Unsupported
 from ..ir.graph import Value
+from ..ir.stamp import Stamp
 from .data import Column, Dataset, Spool, Stored
 
 CHUNK_BYTES = 8 << 20  # what is read, checked and copied at a time
@@ -47,10 +48,11 @@ class Piece:
 
 @dataclass(frozen=True)
 class Item:
-    """Arrays that came together, and where from, for messages."""
+    """Arrays that came together, and where from: for messages, and as files."""
 
     where: str
     pieces: Mapping[str, Piece]
+    stamps: Sequence[Stamp] = ()
 
 
 def collect(
@@ -65,9 +67,11 @@ def collect(
     numbers: dict[object, int] = {}  # of groups, in order of first appearance
     groups = [np.empty(0, np.int64)]
     first: tuple[str, set[str]] | None = None  # where, and what it held
+    stamps: list[Stamp] = []
     try:
         for item in items:
             first = first or (item.where, set(item.pieces))
+            stamps += item.stamps
             _check_names(item, [*feeds], first)
             _check_shapes(item, inputs)
             for name, piece in item.pieces.items():
@@ -93,6 +97,7 @@ def collect(
             hashlib.sha256("\n".join(["blockfold data 1", *prints]).encode()).hexdigest(),
             spool,
             random=random,
+            stamps=stamps,
         )
     except BaseException:
         spool.close()

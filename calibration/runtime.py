@@ -243,6 +243,7 @@ def _open_session(
             content, options, providers=[(runtime.provider, dict(runtime.provider_options))]
         )
     except Exception as error:  # see above
+        model.require_unchanged()
         raise Unsupported(
             f"onnxruntime cannot load the model: {_line(error)}; custom operators need --custom-ops"
         ) from error

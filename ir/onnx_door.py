@@ -123,7 +123,7 @@ def apply(model: OnnxModel, delta: Delta) -> OnnxModel:
     _keep(proto.metadata_props, lambda entry: entry.key not in delta.metadata)
     for key, value in delta.metadata.items():
         proto.metadata_props.add(key=key, value=value)
-    return OnnxModel(proto, model.folder)
+    return OnnxModel(proto, model.folder, stamps=model.stamps)
 
 
 def _nodes(old: Sequence[onnx.NodeProto], delta: Delta) -> Iterable[onnx.NodeProto]:

@@ -35,4 +35,4 @@ def extract(model: OnnxModel, given: Iterable[str], wanted: Iterable[str]) -> On
         code = elem_type(graph.value(name).dtype or "float32")
         piece.input.append(onnx.helper.make_tensor_value_info(name, code, None))
     piece.output.extend(onnx.ValueInfoProto(name=name) for name in outputs)
-    return OnnxModel(proto, model.folder)
+    return OnnxModel(proto, model.folder, stamps=model.stamps)

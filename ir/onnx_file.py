@@ -8,11 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shutil
-import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import BinaryIO
@@ -23,6 +20,8 @@ from google.protobuf.message import DecodeError
 from .errors import BadInput
 from .graph import Graph, Value
 from .onnx_view import stored_bytes, tensor_bytes, view
+from .staging import DATA_SUFFIX, unwritable, write_bytes
+from .stamp import Stamp, require_unchanged
 
 EXTERNAL = onnx.TensorProto.EXTERNAL
 LONGEST_LOCATION = 1024
@@ -39,12 +38,13 @@ class OnnxModel:
     """A model as it was read: `proto` is never changed, edits make a new OnnxModel.
 
     `content` is the file's own bytes where the model is unchanged since it was read; `folder` is
-    where its external data lies.
+    where its external data lies. `stamps` are of all files that it was read from, or is still.
     """
 
     proto: onnx.ModelProto
     folder: Path
     content: bytes | None = None
+    stamps: tuple[Stamp, ...] = ()
 
     @cached_property
     def graph(self) -> Graph:
@@ -80,6 +80,10 @@ class OnnxModel:
         """The model's bytes, those of external data not included."""
         return self.content if self.content is not None else self.proto.SerializeToString()
 
+    def require_unchanged(self) -> None:
+        """BadInput where a file of the model has changed since it was read."""
+        require_unchanged(self.stamps)
+
     def external(self) -> Iterator[onnx.TensorProto]:
         return (t for t in self.proto.graph.initializer if t.data_location == EXTERNAL)
 
@@ -89,6 +93,7 @@ def read(source: str | os.PathLike[str] | onnx.ModelProto) -> OnnxModel:
 
     Raises BadInput for anything that is not a whole, valid ONNX model with all its data at hand.
     """
+    stamps: list[Stamp] = []
     if isinstance(source, onnx.ModelProto):
         model = OnnxModel(source, Path.cwd())
         name = "the model given"
@@ -96,6 +101,7 @@ def read(source: str | os.PathLike[str] | onnx.ModelProto) -> OnnxModel:
         path = Path(source)
         name = str(path)
         try:
+            stamps.append(Stamp.of(path))
             content = path.read_bytes()
         except OSError as error:
             raise BadInput(f"{path}: cannot read the model: {error.strerror}") from error
@@ -111,8 +117,9 @@ def read(source: str | os.PathLike[str] | onnx.ModelProto) -> OnnxModel:
             f"{name}: not an ONNX model: it holds no graph; give a file exported to ONNX"
         )
     try:
-        for tensor in model.external():
-            _locate(model.folder, tensor, name)
+        located = (_locate(model.folder, tensor, name) for tensor in model.external())
+        stamps += map(Stamp.of, dict.fromkeys(path for path, _ in located))
+        model = replace(model, stamps=tuple(stamps))
         check(model.proto)
         _ = model.graph
     except BadInput:
@@ -209,6 +216,8 @@ def _chunks(folder: Path, tensor: onnx.TensorProto, size: int = 1 << 24) -> Iter
         file.seek(offset)
         while left > 0:
             chunk = file.read(min(size, left))
+            if not chunk:
+                raise BadInput(f"{path}: cut short while in use; copy it again")
             left -= len(chunk)
             yield chunk
 
@@ -217,30 +226,24 @@ def write(model: OnnxModel, path: Path) -> None:
     """Write the model to `path`, with external data, if it has any, to `path` + ".data".
 
     An unedited model without external data is written byte for byte as it was read. Meant for a
-    path in a folder that `staged` gave. Raises BadInput where the disk will not take it.
+    path in a folder that `staged` gave. Raises BadInput where the disk will not take it, or the
+    weights' own files have changed since the model was read.
     """
     if not any(True for _ in model.external()):
         write_bytes(path, model.serialized())
         return
     proto = onnx.ModelProto()
     proto.CopyFrom(model.proto)
-    data = path.with_name(path.name + ".data")
+    data = path.with_name(path.name + DATA_SUFFIX)
     try:
         with data.open("wb") as file:
             for tensor in proto.graph.initializer:
                 if tensor.data_location == EXTERNAL:
                     _move(model.folder, tensor, file, data.name)
     except OSError as error:
-        raise _unwritable(data, error) from error
+        raise unwritable(data, error) from error
+    model.require_unchanged()
     write_bytes(path, proto.SerializeToString())
-
-
-def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file. Raises BadInput where the disk will not take it."""
-    try:
-        path.write_bytes(content)
-    except OSError as error:
-        raise _unwritable(path, error) from error
 
 
 def _move(folder: Path, tensor: onnx.TensorProto, file: BinaryIO, location: str) -> None:
@@ -251,31 +254,3 @@ def _move(folder: Path, tensor: onnx.TensorProto, file: BinaryIO, location: str)
     del tensor.external_data[:]
     for key, value in (("location", location), ("offset", start), ("length", file.tell() - start)):
         tensor.external_data.add(key=key, value=str(value))
-
-
-@contextmanager
-def staged(target: Path) -> Iterator[Path]:
-    """A folder beside `target` for its files; on success they are renamed into place, else gone.
-
-    Side files go first and the one named like `target` last, so that it never stands without them.
-    Raises BadInput, before the work inside begins, where the target's folder cannot be written.
-    """
-    if target.is_dir():
-        raise BadInput(f"{target}: is a folder; give the name of a file")
-    try:
-        folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-    except OSError as error:
-        raise _unwritable(target, error) from error
-    try:
-        yield folder
-        try:
-            for file in sorted(folder.iterdir(), key=lambda file: file.name == target.name):
-                file.replace(target.parent / file.name)
-        except OSError as error:
-            raise _unwritable(target, error) from error
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _unwritable(path: Path, error: OSError) -> BadInput:
-    return BadInput(f"{path}: cannot write there: {error.strerror}; choose another place")

@@ -5,30 +5,19 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
-import shutil
-import tempfile
 import warnings
-import weakref
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch.export import ExportedProgram
 
-from .errors import Unsupported
+from .errors import BlockfoldError, Unsupported
 from .onnx_file import OnnxModel, read
+from .scratch import Scratch, storing
 
 LARGEST_IN_MEMORY = 1_500_000_000
 """Bytes of weights up to which a model is one protobuf message; those end at 2 GB."""
-
-
-class Scratch:
-    """A folder that is gone when nobody holds it any more."""
-
-    def __init__(self) -> None:
-        self.path = Path(tempfile.mkdtemp(prefix="blockfold-"))
-        weakref.finalize(self, shutil.rmtree, self.path, ignore_errors=True)
 
 
 def to_onnx(program: ExportedProgram) -> tuple[OnnxModel, Scratch | None]:
@@ -44,13 +33,16 @@ def to_onnx(program: ExportedProgram) -> tuple[OnnxModel, Scratch | None]:
             if _bytes(program) > LARGEST_IN_MEMORY:
                 scratch = Scratch()
                 path = scratch.path / "exported.onnx"
-                exported.save(path, external_data=True)
+                with storing():
+                    exported.save(path, external_data=True)
                 return read(path), scratch
             return read(exported.model_proto), None
+    except BlockfoldError:
+        raise
     except Exception as error:  # whatever a translation of any operator may raise
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         raise Unsupported(
-            f"torch.onnx.export cannot translate the module: {lines[-1] if lines else error!r}; "
+            f"torch.onnx.export cannot translate the module: {lines[-1] if lines else repr(error)}; "
             "export it by other means and give the ONNX file"
         ) from error
 

@@ -34,6 +34,9 @@ from .task import Task
 from .trial import Trial, Trials, tempered
 from .verify import Verdict, forecast, samples_needed, shown, verify
 
+PLAN_KEY = "blockfold.plan_sha256"
+"""Under which a model names, in its metadata, the plan that it was made by."""
+
 Freeze = Callable[[OnnxModel], OnnxModel]
 """Turns the rewritten model into the one frozen file that is certified."""
 
@@ -52,7 +55,7 @@ class Optimized:
 
 def freeze_in_memory(model: OnnxModel) -> OnnxModel:
     """The model as the bytes it would have in a file."""
-    return OnnxModel(model.proto, model.folder, model.serialized())
+    return replace(model, content=model.serialized())
 
 
 def optimize(
@@ -187,7 +190,7 @@ def provenance(plan: Plan) -> Mapping[str, str]:
     return {
         "blockfold.version": plan.blockfold,
         "blockfold.parent_sha256": plan.model.sha256,
-        "blockfold.plan_sha256": plan.sha256,
+        PLAN_KEY: plan.sha256,
     }
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -31,6 +30,7 @@ from ..calibration.tape import Piece
 from ..ir.errors import BadInput, Unsupported
 from ..ir.onnx_file import OnnxModel
 from ..ir.onnx_unfuse import unfuse
+from ..ir.scratch import Scratch, storing
 
 Samples = NDArray[np.int64]
 Advance = Callable[[int], None]
@@ -137,7 +137,7 @@ class Reference:
 
     def __init__(self, task: Task, samples: Samples, stage: str) -> None:
         self._task, self.samples = task, samples
-        self._folder = tempfile.TemporaryDirectory(prefix="blockfold-")
+        self._scratch = Scratch()
         runner = Runner(task.model, task.runtime)
         size = runner.fixed_batch or task.batch
         with task.stage(stage, len(samples)) as advance:
@@ -148,11 +148,12 @@ class Reference:
                         f"output {task.output!r} of shape {output.shape} has no axis of samples; "
                         "choose another with --output"
                     )
-                np.save(self._file(at), output)
+                with storing():
+                    np.save(self._file(at), output)
                 advance(len(batch.samples))
 
     def _file(self, at: int) -> Path:
-        return Path(self._folder.name) / f"{at}.npy"
+        return self._scratch.path / f"{at}.npy"
 
     def outputs(self) -> Iterator[NDArray[Any]]:
         """The original's outputs (rows, ...), batch by batch."""
@@ -192,4 +193,4 @@ class Reference:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._folder.cleanup()
+        self._scratch.close()

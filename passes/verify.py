@@ -69,9 +69,14 @@ class Forecast:
 
 
 def verify(task: Task, model: OnnxModel, samples: Samples, promise: float | None) -> Verdict:
-    """Compare a model with the task's original on the given samples, once."""
+    """Compare a model with the task's original on the given samples, once.
+
+    Raises BadInput where the files of either have changed since they were read.
+    """
     with Reference(task, samples, "verify") as reference:
         scores = reference.score(model)
+    for given in (task.model, model, task.data):
+        given.require_unchanged()
     return judge(task, scores, promise)
 
 

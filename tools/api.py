@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
 from ..ir.errors import BadInput, NotMet
-from ..ir.onnx_file import OnnxModel, read, staged, write
+from ..ir.onnx_file import OnnxModel, read, write
 from ..ir.onnx_unfuse import unfuse
+from ..ir.staging import staged
 from ..passes.budget import Budget
 from ..passes.facts import Facts
 from ..passes.layout import anatomies, offered
@@ -42,6 +43,7 @@ from .results import (
     Inspection,
     Result,
     refuse_to_overwrite,
+    to_be_written,
     write_plan,
 )
 
@@ -137,16 +139,15 @@ def optimize_to(
     if target.suffix == ".pt2":
         if isinstance(parent, OnnxModel):
             raise BadInput(f"{target}: only a torch module can be written so; name it OUT.onnx")
-        with staged(target):
+        with staged(target) as folder:
             result = optimize(parent, data, **options)
-        return result, result.save(target)
+            return result, result.fill(folder, target)
     with staged(target) as folder:
         result = optimize(
             parent, data, freeze=lambda made: _freeze(made, folder / target.name), **options
         )
         write_plan(result.plan, result.optimized.tensors, folder / target.name)
-        names = sorted(file.name for file in folder.iterdir())
-    return result, tuple(target.parent / name for name in names)
+        return result, to_be_written(folder, target)
 
 
 def inspect(
@@ -270,9 +271,9 @@ def apply_to(
     refuse_to_overwrite(target, model, data)
     if target.exists() and target.samefile(plan):
         raise BadInput(f"{target}: is the plan itself; choose another name with -o")
-    with staged(target):
+    with staged(target) as folder:
         applied = apply(model, plan, data, **options)
-    return applied, applied.save(target)
+        return applied, applied.fill(folder, target)
 
 
 def _freeze(model: OnnxModel, path: Path) -> OnnxModel:

@@ -283,7 +283,7 @@ def main() -> None:
     except BlockfoldError as error:
         code = _fail(str(error), error.exit_code, as_json)
     except (KeyboardInterrupt, click.Abort):
-        code = _fail("interrupted; nothing was written", INTERRUPTED, as_json)
+        code = _fail("interrupted; no file is half-written", INTERRUPTED, as_json)
     except Exception as error:
         traceback.print_exc()
         code = _fail(

@@ -52,7 +52,7 @@ def verify(
     """
     options = settings_of(settings)
     before, after = read_model(original), read_model(new)
-    known = plan_beside(new, plan)
+    known = plan_beside(new, after, plan)
     if known is not None:
         options = as_planned(options, known)
     promise = Budget.of(max_drop).max_drop if max_drop is not None else None

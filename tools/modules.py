@@ -17,18 +17,20 @@ import torch
 from torch.export import Dim, ExportedProgram
 from torch.utils import _pytree as pytree
 
+from ..calibration.intake import one_line
 from ..calibration.runtime import Runtime
 from ..ir.errors import BadInput
-from ..ir.onnx_file import OnnxModel, staged
+from ..ir.onnx_file import OnnxModel
 from ..ir.onnx_linear import linear_into
 from ..ir.onnx_unfuse import unfuse
-from ..ir.torch_export import Scratch, to_onnx
+from ..ir.scratch import Scratch
+from ..ir.torch_export import to_onnx
 from ..ir.torch_module import CompressedModule
 from ..ir.torch_view import capture
 from ..passes.layout import anatomies
 from ..passes.plan import Plan, read_plan, replacements_of
 from ..passes.transplant import Export, transplant
-from .results import Result, save, write_plan
+from .results import Result, to_be_written, write_plan
 
 Inputs = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -53,18 +55,20 @@ class ModuleResult(Result):
     def onnx(self) -> OnnxModel:
         return self.optimized.model
 
-    def save(self, path: str | os.PathLike[str]) -> tuple[Path, ...]:
-        """Write `.onnx`, or `.pt2` (torch.export), with plan and tensors; all or none of them."""
-        target = Path(path)
+    def fill(self, folder: Path, target: Path) -> tuple[Path, ...]:
+        """Write `.onnx`, or `.pt2` (torch.export), with plan and tensors."""
         if target.suffix != ".pt2":
-            return save(self.onnx, self.plan, self.optimized.tensors, target)
-        with staged(target) as folder:
-            args, kwargs = self.inputs
-            program = capture(self.module, args, kwargs, self.dynamic_shapes)
+            return super().fill(folder, target)
+        args, kwargs = self.inputs
+        program = capture(self.module, args, kwargs, self.dynamic_shapes)
+        try:
             torch.export.save(program, folder / target.name)
-            write_plan(self.plan, self.optimized.tensors, folder / target.name)
-            names = sorted(file.name for file in folder.iterdir())
-        return tuple(target.parent / name for name in names)
+        except (OSError, RuntimeError) as error:  # torch has a RuntimeError for a full disk
+            raise BadInput(
+                f"{target}: cannot write there: {one_line(error)}; choose another place"
+            ) from error
+        write_plan(self.plan, self.optimized.tensors, folder / target.name)
+        return to_be_written(folder, target)
 
 
 @dataclass(frozen=True, eq=False)

@@ -20,6 +20,7 @@ from ..calibration.splits import DEFAULT, Fractions, Splits, split
 from ..ir.errors import BadInput
 from ..ir.onnx_file import OnnxModel, read
 from ..passes.costs import Costs
+from ..passes.optimize import PLAN_KEY
 from ..passes.plan import Plan, read_plan
 from ..passes.task import Stage, Task, make_task, silent
 from .results import plan_path
@@ -154,10 +155,24 @@ def as_planned(options: Settings, plan: Plan) -> Settings:
     )
 
 
-def plan_beside(new: Model, given: str | os.PathLike[str] | None) -> Plan | None:
-    """The plan given, or the one beside the new model, if there is one."""
+def plan_beside(
+    new: Model, read_in: OnnxModel, given: str | os.PathLike[str] | None
+) -> Plan | None:
+    """The plan given, or the one beside the new model, if there is one.
+
+    Raises BadInput where the model says that it was made by another plan.
+    """
     if given is not None:
-        return read_plan(Path(given))[0]
-    if isinstance(new, str | os.PathLike) and plan_path(Path(new)).is_file():
-        return read_plan(plan_path(Path(new)))[0]
-    return None
+        path = Path(given)
+    elif isinstance(new, str | os.PathLike) and plan_path(Path(new)).is_file():
+        path = plan_path(Path(new))
+    else:
+        return None
+    plan = read_plan(path)[0]
+    made_by = {entry.key: entry.value for entry in read_in.proto.metadata_props}.get(PLAN_KEY)
+    if made_by not in (None, plan.sha256):
+        raise BadInput(
+            f"{path}: not the plan of that model, which names another; if a run that wrote them "
+            "was cut short, run it again; else name the right one with --plan"
+        )
+    return plan

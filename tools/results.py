@@ -11,8 +11,9 @@ import onnx
 from ..ir.blocks import Anatomy
 from ..ir.errors import BadInput
 from ..ir.graph import Graph
-from ..ir.onnx_file import OnnxModel, staged, write, write_bytes
+from ..ir.onnx_file import OnnxModel, write
 from ..ir.spans import Refusal, Span
+from ..ir.staging import staged, write_bytes
 from ..passes.facts import Facts
 from ..passes.optimize import Optimized
 from ..passes.plan import Plan, tensors_path
@@ -42,7 +43,13 @@ class Result:
 
     def save(self, path: str | os.PathLike[str]) -> tuple[Path, ...]:
         """Write model, plan and tensors; all of them or none. Returns their paths."""
-        return save(self.optimized.model, self.plan, self.optimized.tensors, Path(path))
+        with staged(Path(path)) as folder:
+            return self.fill(folder, Path(path))
+
+    def fill(self, folder: Path, target: Path) -> tuple[Path, ...]:
+        """Write all files of `target` into a folder that `staged` gave. Returns where they go."""
+        model, tensors = self.optimized.model, self.optimized.tensors
+        return fill(folder, target, model, self.plan, tensors)
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,7 +86,12 @@ class Applied:
 
     def save(self, path: str | os.PathLike[str]) -> tuple[Path, ...]:
         """Write model, plan and tensors; all of them or none. Returns their paths."""
-        return save(self.model, self.plan, self.tensors, Path(path))
+        with staged(Path(path)) as folder:
+            return self.fill(folder, Path(path))
+
+    def fill(self, folder: Path, target: Path) -> tuple[Path, ...]:
+        """Write all files of `target` into a folder that `staged` gave. Returns where they go."""
+        return fill(folder, target, self.model, self.plan, self.tensors)
 
 
 @dataclass(frozen=True)
@@ -102,12 +114,18 @@ def write_plan(plan: Plan, tensors: bytes, model: Path) -> None:
     write_bytes(tensors_path(path), tensors)
 
 
-def save(model: OnnxModel, plan: Plan, tensors: bytes, target: Path) -> tuple[Path, ...]:
-    with staged(target) as folder:
-        write(model, folder / target.name)
-        write_plan(plan, tensors, folder / target.name)
-        names = sorted(file.name for file in folder.iterdir())
-    return tuple(target.parent / name for name in names)
+def fill(
+    folder: Path, target: Path, model: OnnxModel, plan: Plan, tensors: bytes
+) -> tuple[Path, ...]:
+    """Write model, plan and tensors of `target` into a staging folder. Returns where they go."""
+    write(model, folder / target.name)
+    write_plan(plan, tensors, folder / target.name)
+    return to_be_written(folder, target)
+
+
+def to_be_written(folder: Path, target: Path) -> tuple[Path, ...]:
+    """Where the files of a staging folder will lie."""
+    return tuple(sorted(target.parent / file.name for file in folder.iterdir()))
 
 
 def refuse_to_overwrite(target: Path, *inputs: object) -> None:

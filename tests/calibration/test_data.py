@@ -637,7 +637,7 @@ def test_bools_and_small_ints_where_the_values_survive() -> None:
 def test_no_room_for_the_copy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "absent"))
     said = refusal(iter([arrays()]))
-    assert "cannot copy the data" in said
+    assert "cannot write temporary files" in said
     assert "TMPDIR" in said
 
 
@@ -701,3 +701,29 @@ def test_random_data() -> None:
             random_data(inputs, *bad)
     with pytest.raises(BadInput, match="'y' states no shape"):
         random_data([Value("y", "float32")], 1, 0)
+
+
+def test_a_temporary_copy_that_goes_while_in_use() -> None:
+    """As a cleaner of old temporary files may do."""
+    with open_data(iter([arrays()]), INPUTS) as data:
+        for file in Path(tempfile.gettempdir()).glob("blockfold-*.scratch/*.bin"):
+            file.unlink()
+        with pytest.raises(BadInput, match=r"\.bin: gone or shorter while in use"):
+            assert next(data.batches(np.arange(2), 2)).feeds
+
+
+def test_a_file_that_changes_while_in_use(tmp_path: Path) -> None:
+    with open_data(npy_folder(tmp_path / "f", arrays()), INPUTS) as data:
+        assert next(data.batches(np.arange(2), 2)).feeds
+        np.save(tmp_path / "f" / "x.npy", arrays()["x"] + 1)
+        with pytest.raises(BadInput, match=r"x\.npy: changed while in use.*run again"):
+            assert next(data.batches(np.arange(2), 2)).feeds
+        with pytest.raises(BadInput, match=r"x\.npy: changed while in use"):
+            data.require_unchanged()
+
+
+def test_npy_of_a_later_version(tmp_path: Path) -> None:
+    folder = npy_folder(tmp_path / "f", arrays())
+    with (folder / "x.npy").open("wb") as file:
+        np.lib.format.write_array(file, arrays()["x"], version=(3, 0))
+    assert "is .npy version (3, 0), not 1.0 or 2.0" in refusal(folder)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import onnxruntime
 import pytest
 
 from blockfold.calibration import runtime
-from blockfold.calibration.runtime import Runner, Runtime, choose_runtime, fixed_batch
+from blockfold.calibration.runtime import Runner, Runtime, choose_runtime, fixed_batch, load
 from blockfold.ir.errors import BadInput, Unsupported
 from blockfold.ir.onnx_file import read
 from blockfold.tests import networks
@@ -140,3 +141,9 @@ def test_external_weights_are_found_from_any_folder(
     monkeypatch.chdir(tmp_path)
     feeds = samples(model, 2)
     compare(run(model, feeds, ["h0"]), Runner(source, CPU, ["h0"])(feeds), atol=0, rtol=1e-6)
+
+
+def test_an_onnxruntime_that_cannot_be_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(BadInput, match=r"onnxruntime cannot be imported.*pip install onnxruntime"):
+        load()

@@ -170,3 +170,11 @@ def test_shapes_are_observed_on_batches_of_different_size() -> None:
         runner = Runner(model, CPU, ["h0", "pooled"])
         found = observe_shapes(runner, opened, np.arange(5), ["h0", "pooled"])
     assert found == {"h0": [(1, 12, 8), (2, 12, 8)], "pooled": [(1, 8), (2, 8)]}
+
+
+def test_a_mask_that_hides_everything_is_refused() -> None:
+    model, pair = masked_encoder(), Pair("n0", "m0", -1)
+    data = samples(model, 6)
+    data["attention_mask"][:] = 0
+    with pytest.raises(BadInput, match="the mask hides every row of 'n0'; check the mask"):
+        gather(model, data, [pair], mask="attention_mask").moments(pair)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,8 +10,9 @@ import onnx
 import pytest
 from onnx import helper, numpy_helper
 
+from blockfold.ir import onnx_file
 from blockfold.ir.errors import BadInput
-from blockfold.ir.onnx_file import read, staged, write, write_bytes
+from blockfold.ir.onnx_file import read, write
 from blockfold.tests.networks import compare, residual_mlp, run, samples, save_external
 
 
@@ -223,51 +223,6 @@ def test_a_length_that_does_not_fit_the_dimensions_is_refused(tmp_path: Path) ->
     assert "weight 'w0'" in refused(external(tmp_path, lambda t, _: put(t, "length", "4")))
 
 
-def test_staged_files_arrive_together(tmp_path: Path) -> None:
-    target = tmp_path / "out.onnx"
-    target.write_bytes(b"old")
-    with staged(target) as folder:
-        write_bytes(folder / "out.onnx", b"new")
-        write_bytes(folder / "out.plan.json", b"plan")
-        assert target.read_bytes() == b"old"
-        assert folder.parent == tmp_path
-    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == {
-        "out.onnx": b"new",
-        "out.plan.json": b"plan",
-    }
-
-
-@pytest.mark.parametrize("error", [ValueError, BadInput, KeyboardInterrupt, SystemExit])
-def test_nothing_is_left_of_a_failure(error: type[BaseException], tmp_path: Path) -> None:
-    target = tmp_path / "out.onnx"
-    target.write_bytes(b"old")
-
-    def work() -> None:
-        with staged(target) as folder:
-            write_bytes(folder / "out.onnx", b"half")
-            raise error("broken off")
-
-    with pytest.raises(error):
-        work()
-    assert [file.name for file in tmp_path.iterdir()] == ["out.onnx"]
-    assert target.read_bytes() == b"old"
-
-
-def test_a_place_that_cannot_be_written_is_refused_before_the_work(tmp_path: Path) -> None:
-    for target, said in (
-        (tmp_path / "none" / "out.onnx", "cannot write there: No such file"),
-        (tmp_path, "is a folder"),
-    ):
-        with pytest.raises(BadInput, match=said), staged(target):
-            pytest.fail("the work began")
-
-
-@pytest.mark.skipif(os.name != "posix", reason="a device that is always full")
-def test_a_full_disk_is_one_clear_line() -> None:
-    with pytest.raises(BadInput, match="No space left on device; choose another place"):
-        write_bytes(Path("/dev/full"), bytes(10))
-
-
 def test_the_bytes_of_the_file_are_kept_whoever_wrote_it(tmp_path: Path) -> None:
     """Even where onnx itself would write the fields in another order."""
     model = residual_mlp(1)
@@ -310,3 +265,13 @@ def test_a_weight_inside_a_body_may_not_point_outside(tmp_path: Path) -> None:
     path = folder / "model.onnx"
     path.write_bytes(model.SerializeToString())
     assert "hidden" in refused(path)
+
+
+def test_weights_cut_short_while_they_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = read(external(tmp_path, lambda *_: None))
+    weights = next(path for path in model.folder.iterdir() if path.suffix != ".onnx")
+    monkeypatch.setattr(onnx_file, "_locate", lambda *_: (weights, 10**9))
+    with pytest.raises(BadInput, match="cut short while in use; copy it again"):
+        _ = model.sha256

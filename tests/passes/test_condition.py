@@ -528,3 +528,15 @@ def test_one_map_per_span_leaves_the_parameters_that_rba_should_count(
     whole = patches + tokens + 12 * size + norm + pooler + head
     left = whole - removed * size + sum(p.numel() for p in t.parameters())
     assert [round(count / 1e6, 2) for count in (whole, left)] == [21.82, millions]
+
+
+def test_a_block_of_lone_numbers_is_refused(x: torch.Tensor) -> None:
+    class Sum(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x.sum(1)
+
+    net = nn.Sequential(Sum(), nn.Identity())
+    with LaCoOT(net, ["1"], weight=1.0) as lacoot:
+        net(x)
+        with pytest.raises(BadInput, match=r"block '1' takes .*\(12,\): a batch of samples"):
+            lacoot.penalty()

@@ -10,13 +10,16 @@ from typing import Any
 
 import numpy as np
 import onnx
+import pytest
 
 from blockfold.tests.networks import Arrays
-from blockfold.tests.tools.harness import DROP, SAMPLES, Ran, save
+from blockfold.tests.tools.harness import DROP, SAMPLES, CommandLine, Ran, save, untouched
 
 NOT_MET, BAD_INPUT, UNSUPPORTED, BUG, INTERRUPTED = 1, 2, 3, 4, 130
 
 Words = list[str | Path]
+Case = Callable[["Place"], Words]
+"""Makes a command that must be refused."""
 
 
 @dataclass(frozen=True)
@@ -77,3 +80,34 @@ def assert_one_line(ran: Ran, code: int, words: Sequence[str]) -> str:
     assert "Traceback" not in line
     assert len(line) < 900
     return line.removeprefix("blockfold: ")
+
+
+def registrar(cases: list[Any]) -> Callable[..., Callable[[Case], Case]]:
+    """A decorator for commands that must end with a code and a line holding some words."""
+
+    def case(code: int, *words: str) -> Callable[[Case], Case]:
+        def register(make: Case) -> Case:
+            cases.append(pytest.param(make, code, words, id=make.__name__))
+            return make
+
+        return register
+
+    return case
+
+
+def assert_refused(
+    make: Case, code: int, words: Sequence[str], place: Place, command: CommandLine
+) -> None:
+    """The command is refused so, for people and for programs, and no file is touched."""
+    arguments = make(place)
+    with untouched(place.folder, place.model.parent, place.small.parent):
+        ran = command(*arguments)
+        line = assert_one_line(ran, code, words)
+        assert ran.out == ""
+        # and once more for a program
+        ran = command(*arguments, "--json")
+    assert_one_line(ran, code, words)
+    assert ran.document.keys() == {"error", "exit_code"}
+    assert ran.document["exit_code"] == code
+    if code == BAD_INPUT:  # other lines hold measured figures
+        assert ran.document["error"] == line

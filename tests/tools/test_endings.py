@@ -62,7 +62,7 @@ def test_a_sudden_end_leaves_no_debris(
         ran = command(*place.optimize())
     assert ran.out == ""
     if stop is KeyboardInterrupt:
-        assert_one_line(after_ctrl_c(ran), INTERRUPTED, ["interrupted", "nothing was written"])
+        assert_one_line(after_ctrl_c(ran), INTERRUPTED, ["interrupted", "no file is half-written"])
     else:
         assert ran.code == BUG
 
@@ -82,7 +82,7 @@ def test_ctrl_c_in_earnest(place: Place, temporary: Path) -> None:
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=60)
     ran = after_ctrl_c(Ran(process.returncode, out.decode(), err.decode()))
-    assert_one_line(ran, INTERRUPTED, ["interrupted", "nothing was written"])
+    assert_one_line(ran, INTERRUPTED, ["interrupted", "no file is half-written"])
     assert ran.out == ""
     assert not list(temporary.iterdir())
 
