@@ -26,8 +26,8 @@ class Figures:
 class Row:
     """One method: what it removed, what that cost, and the figures of what came out.
 
-    `passes` is its processor time in plain passes over all the data, `peak_ratio` its peak of memory by that
-    of a plain pass. `why_not` says why there are no figures, else it is None.
+    `passes` is its processor time in plain passes over all the data, `peak_ratio` its peak of
+    memory by that of a plain pass. `why_not` says why there are no figures, else it is None.
     """
 
     method: str

@@ -5,9 +5,9 @@
 
 Every method of peer_methods.py removes so many blocks, or does what it does; tools that remove none
 stand beside them, and 8-bit quantization of the original and of blockfold's result. Each runs in a
-process of its own, where its processor time and its peak of memory are set against plain passes over
-all the data; all results are then timed in turns in one process, and judged on the certify split, which
-nothing was chosen on. Prints Markdown.
+process of its own, where its processor time and its peak of memory are set against plain passes
+over all the data; all results are then timed in turns in one process, and judged on the certify
+split, which nothing was chosen on. Prints Markdown.
 """
 
 from __future__ import annotations
