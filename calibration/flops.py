@@ -9,7 +9,8 @@ from ..ir.onnx_file import OnnxModel
 from .runtime import Feeds, Runner, Runtime
 
 COUNTED = frozenset(
-    "MatMul Gemm Conv FusedMatMul FusedGemm GemmFastGelu FusedConv MatMulNBits MatMulBnb4".split()
+    "MatMul Gemm Conv FusedMatMul FusedGemm GemmFastGelu FusedConv MatMulNBits MatMulBnb4"
+    " MatMulInteger ConvInteger".split()
 )
 
 
@@ -30,7 +31,7 @@ def flops(model: OnnxModel, runtime: Runtime, feeds: Feeds) -> int:
 
 def _multiply_adds(node: Node, shapes: dict[str, tuple[int, ...]], model: OnnxModel) -> int:
     first, second, made = (shapes[name] for name in (*node.inputs[:2], node.outputs[0]))
-    if node.op in ("Conv", "FusedConv"):
+    if node.op in ("Conv", "FusedConv", "ConvInteger"):
         return math.prod(made) * math.prod(second[1:])
     attributes = model.proto.graph.node[node.index].attribute
     transposed = any(a.name == "transA" and a.i for a in attributes)

@@ -84,7 +84,8 @@ def collect(
         samples = feeds[inputs[0].name].samples
         if not samples:
             raise BadInput(
-                f"{label}: holds no samples; a reader or generator can be read only once"
+                f"{label}: holds no samples; a reader or generator can be read only once: rewind() "
+                "it, or make another"
             )
         columns = [writer.column() for writer in feeds.values()]
         together = np.concatenate(groups)

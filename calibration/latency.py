@@ -49,19 +49,21 @@ class Timing:
 def take_turns(
     runners: Sequence[Runner], profile: Profile, *, rounds: int = 15, round_seconds: float = 0.05
 ) -> list[Timing]:
-    """Time the runners in turns, each for about `round_seconds` in every round."""
+    """Time the runners in turns, each for about `round_seconds` in every round.
+
+    Their order is drawn anew for every round, or whatever else runs at the pace of the rounds would
+    always meet the same runner.
+    """
     feeds = dict(profile.feeds)
     counts = []
     for runner in runners:
-        start = time.perf_counter()
-        for _ in range(WARM_UP_RUNS):
-            runner.run_only(feeds)
-        seconds = (time.perf_counter() - start) / WARM_UP_RUNS
+        seconds = min(_once_ms(runner, feeds) for _ in range(WARM_UP_RUNS)) / 1e3
         counts.append(max(1, min(200, round(round_seconds / max(seconds, 1e-6)))))
     found = np.zeros((len(runners), rounds))
+    rng = np.random.default_rng(0)
     for turn in range(rounds):
-        for at, (runner, count) in enumerate(zip(runners, counts, strict=True)):
-            found[at, turn] = np.median([_once_ms(runner, feeds) for _ in range(count)])
+        for at in rng.permutation(len(runners)):
+            found[at, turn] = np.median([_once_ms(runners[at], feeds) for _ in range(counts[at])])
     return [Timing(row) for row in found]
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 import traceback
 import warnings
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from ..passes.methods import METHODS
 from . import api, comparing, options
 from .demo import bundle
 from .documents import inspection_document, print_json
+from .junit import reported
 from .progress import bars
 from .results import Result
 from .tables import (
@@ -149,11 +151,12 @@ def apply(model: str, plan: str, target: str, as_json: bool, **given: Any) -> No
     help="Exit 1 unless at most this is lost.",
 )
 @click.option("--plan", metavar="PLAN.json", help="Plan of OUT.onnx.  [default: the one beside it]")
+@click.option("--junit", metavar="FILE.xml", help="Also write what held as a JUnit file, for CI.")
 @options.judging
 @options.data
 @options.running
 @options.json_option
-def verify(model: str, new: str, as_json: bool, **given: Any) -> None:
+def verify(model: str, new: str, as_json: bool, junit: str | None, **given: Any) -> None:
     """Judge OUT.onnx against its original MODEL on data.
 
     On the data it was made with, only the samples held back then are used.
@@ -161,7 +164,8 @@ def verify(model: str, new: str, as_json: bool, **given: Any) -> None:
     \b
     blockfold verify model.onnx small.onnx --data fresh.npz --max-drop 1%
     """
-    found = comparing.verify(model, new, given.pop("data"), stage=bars, **given)
+    judge = partial(comparing.verify, model, new, given.pop("data"), stage=bars, **given)
+    found = judge() if junit is None else reported(Path(junit), judge)
     if as_json:
         document = {"verdict": found.verdict, "held_back": found.held_back}
         print_json(document | {"kept": found.verdict.kept, "random": found.random})

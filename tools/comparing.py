@@ -36,6 +36,10 @@ if TYPE_CHECKING:
     from .opening import Model, OnnxLike
 
 
+class Unlike(BadInput):
+    """Two models whose inputs or outputs differ."""
+
+
 def verify(
     original: Model,
     new: Model,
@@ -57,7 +61,7 @@ def verify(
         options = as_planned(options, known)
     promise = Budget.of(max_drop).max_drop if max_drop is not None else None
     if before.graph.inputs != after.graph.inputs or before.graph.outputs != after.graph.outputs:
-        raise BadInput("the two models have different inputs or outputs and cannot be compared")
+        raise Unlike("the two models have different inputs or outputs and cannot be compared")
     with opened_data(before, data, options) as opened:
         same = known is not None and known.data.sha256 == opened.digest
         if same and known is not None:

@@ -42,7 +42,7 @@ def test_similarities_ignore_lengths_and_the_correlation_knows_its_own() -> None
 def test_a_paired_difference_is_sharper_than_the_two_apart() -> None:
     rng = np.random.default_rng(2)
     shared = rng.standard_normal(400)
-    better, worse = (Damage(v, shared + v, 0.0, 0.0, 10) for v in (0.1, 0.2))
+    better, worse = (Damage(v, shared + v, 0.0, 0.0, 10, "loss") for v in (0.1, 0.2))
     value, low, high = better.minus(worse)
     assert low <= value <= high < 0
     assert better.interval[1] > worse.interval[0]  # apart they overlap

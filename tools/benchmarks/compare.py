@@ -12,11 +12,10 @@ certify split, which nothing was chosen on. Prints Markdown.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -39,9 +38,10 @@ from ...passes.task import Reference, Task
 from ...passes.trial import Trial, Trials, build
 from .. import opening
 from .ablation import ablations
+from .cases import Case, on_cases, write_json
 from .compare_tables import show
 from .findings import Ablation, Cell, Comparison, Prediction
-from .paired import Damage, Error, damage_of
+from .paired import Error, damage_by
 
 BLOCKS = range(1, 6)
 ABLATED = (2, 4)
@@ -68,8 +68,8 @@ class Comparer:
 
     def compare(self) -> Comparison:
         """Both tables of the model."""
-        first = self._damage(self.task.model)
-        found = Comparison(self.name, self.task.metric, first.reached, first.samples)
+        first = damage_by(self.task, self.certify, self.task.model)
+        found = Comparison(self.name, first.unit, first.reached, first.samples)
         for blocks in BLOCKS:
             own = {m: self.published.recipe(m, blocks) for m in METHODS if m in PRESETS}
             rba = own["rba"]
@@ -116,7 +116,7 @@ class Comparer:
         recipes = ablations(trial.recipe, mapping)
         solved = self.trials.solved_on_both(self.trials.fit([*recipes.values()]))
         for name, replacements in zip(recipes, solved, strict=True):
-            damage = self._damage(build(self.task.plain, replacements))
+            damage = damage_by(self.task, self.certify, build(self.task.plain, replacements))
             yield Ablation(blocks, name, damage.value, damage.smooth)
 
     def _search(self, rba: Trial) -> Trial:
@@ -153,7 +153,10 @@ class Comparer:
     def _cells(self, table: str, blocks: int, trials: Mapping[Method, Trial]) -> Iterator[Cell]:
         solved = self.trials.solved_on_both([*trials.values()])
         models = [build(self.task.plain, replacements) for replacements in solved]
-        damages = dict(zip(trials, map(self._damage, models), strict=True))
+        damages = {
+            method: damage_by(self.task, self.certify, model)
+            for method, model in zip(trials, models, strict=True)
+        }
         lefts = dict(zip(trials, map(self._flops, models), strict=True))
         rivals = [damages[m] for m in trials if m != "blockfold"]
         best = min(rivals, key=lambda damage: damage.value)
@@ -174,46 +177,26 @@ class Comparer:
                     damage.minus(best) if method == "blockfold" else None,
                 )
 
-    def _damage(self, model: OnnxModel) -> Damage:
-        runner = Runner(model, self.task.runtime)
-        size = runner.fixed_batch or self.task.batch
-        samples = self.task.splits.certify
-        outputs = [
-            runner(batch.feeds)[self.task.output] for batch in self.task.data.batches(samples, size)
-        ]
-        return damage_of(self.task, self.certify, outputs)
-
 
 @contextmanager
-def comparer(name: str, model: str, data: str, metric: str, seed: int) -> Iterator[Comparer]:
-    options = opening.Settings(metric=metric, seed=seed)
-    with opening.opened_task(opening.read_model(model), data, options) as task:
-        made = Comparer(name, task, options)
+def comparer(case: Case, seed: int) -> Iterator[Comparer]:
+    settings = case.settings(seed)
+    with case.opened(settings) as task:
+        made = Comparer(case.name, task, settings)
         with made.trials, made.certify:
             yield made
 
 
 @click.command()
-@click.option(
-    "--model",
-    "models",
-    nargs=4,
-    multiple=True,
-    required=True,
-    metavar="NAME MODEL DATA METRIC",
-    help="A model to compare on; repeatable.",
-)
-@click.option("--seed", default=0, help="Of the split.")
-@click.option("--json", "target", type=Path, help="Also write all cells here.")
-def main(models: Sequence[tuple[str, str, str, str]], seed: int, target: Path | None) -> None:
+@on_cases
+def main(cases: Sequence[Case], seed: int, target: Path | None) -> None:
     """Compare drop, rba, replaceme and blockfold."""
     found = []
-    for name, model, data, metric in models:
-        with comparer(name, model, data, metric, seed) as one:
+    for case in cases:
+        with comparer(case, seed) as one:
             found.append(one.compare())
         show(found[-1])
-    if target is not None:
-        target.write_text(json.dumps([asdict(one) for one in found], indent=1))
+    write_json(target, found)
 
 
 if __name__ == "__main__":

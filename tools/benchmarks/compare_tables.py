@@ -13,9 +13,8 @@ SMOOTH = "s: mean damage by the smooth metric, which tells more on few samples"
 
 def show(found: Comparison) -> None:
     """Print both tables, their sums, and whether any cell is worse than the best rival."""
-    unit = "1 - correlation" if found.metric == "cosine" else f"drop of {found.metric}"
     click.echo(
-        f"\n## {found.name}: {unit}, {found.samples} samples, reached {found.original:.4f}\n"
+        f"\n## {found.name}: {found.unit}, {found.samples} samples, reached {found.original:.4f}\n"
     )
     click.echo(f"{SMOOTH}\n")
     for table in TABLES:

@@ -9,16 +9,12 @@ and of the oracle: the same spans replaced by nothing at all, no surrogate and n
 
 from __future__ import annotations
 
-import resource
-import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import click
-import numpy as np
 from safetensors.numpy import load
 
 from ...calibration.latency import take_turns
@@ -26,41 +22,12 @@ from ...calibration.runtime import Runner
 from ...ir.errors import NotMet
 from ...passes.plan import replacements_of
 from ...passes.replacement import Replacement
-from ...passes.task import Task
 from ...passes.trial import build
 from .. import api, opening, options
+from .meters import Clock, peak_bytes, plain_pass
 
 ROUNDS = 40
 MEGA = 2**20
-
-
-class Clock:
-    """A Stage that adds up what each stage of work took."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-
-    @contextmanager
-    def __call__(self, name: str, _total: int) -> Iterator[Callable[[int], None]]:
-        begin = time.perf_counter()
-        yield lambda _steps: None
-        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - begin
-
-
-def peak_bytes() -> int:
-    """The most memory this process has held."""
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
-def plain_pass(task: Task) -> float:
-    """Seconds of the model alone over all samples."""
-    runner = Runner(task.model, task.runtime)
-    size = runner.fixed_batch or task.batch
-    begin = time.perf_counter()
-    for batch in task.data.batches(np.arange(task.data.samples), size):
-        runner(batch.feeds)
-    return time.perf_counter() - begin
 
 
 def without(replacements: Sequence[Replacement]) -> list[Replacement]:

@@ -56,10 +56,10 @@ class Ablation:
 
 @dataclass
 class Comparison:
-    """All cells of one model."""
+    """All cells of one model; `unit` is what their damages are of."""
 
     name: str
-    metric: str
+    unit: str
     original: float
     samples: int
     cells: list[Cell] = field(default_factory=list)

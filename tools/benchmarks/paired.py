@@ -14,6 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from ...calibration.runtime import Runner
+from ...ir.onnx_file import OnnxModel
 from ...passes.task import Reference, Task
 
 DRAWS = 400
@@ -22,13 +24,17 @@ Z = 1.96
 
 @dataclass(frozen=True, eq=False)
 class Damage:
-    """A damage, its values on draws of the samples (draws,), and that by the smooth metric."""
+    """A damage, its values on draws of the samples (draws,), and that by the smooth metric.
+
+    `unit` says what it is of.
+    """
 
     value: float
     draws: NDArray[np.float64]
     smooth: float
     reached: float
     samples: int
+    unit: str
 
     @property
     def interval(self) -> tuple[float, float]:
@@ -45,6 +51,13 @@ def _around(value: float, draws: NDArray[np.float64]) -> tuple[float, float]:
     return value - spread, value + spread
 
 
+def damage_by(task: Task, reference: Reference, model: OnnxModel) -> Damage:
+    """The damage that a model does on the samples of the reference."""
+    runner = Runner(model, task.runtime)
+    batches = task.data.batches(reference.samples, runner.fixed_batch or task.batch)
+    return damage_of(task, reference, [runner(batch.feeds)[task.output] for batch in batches])
+
+
 def damage_of(task: Task, reference: Reference, outputs: Sequence[NDArray[np.floating]]) -> Damage:
     """The damage of a model's outputs, batch by batch."""
     scores = reference.score_outputs(iter(outputs))
@@ -54,12 +67,13 @@ def damage_of(task: Task, reference: Reference, outputs: Sequence[NDArray[np.flo
     if task.data.labels is not None or outputs[0].ndim != 2:
         lost = scores.damage
         draws = np.array([lost[rows].mean() for rows in chosen])
-        return Damage(float(lost.mean()), draws, smooth, after, samples)
+        unit = f"drop of {task.metric}"
+        return Damage(float(lost.mean()), draws, smooth, after, samples, unit)
     new = similarities(np.concatenate(outputs))
     old = similarities(np.concatenate([*reference.outputs()]))
     value = 1 - correlation(old, new)
     draws = np.array([1 - correlation(old[np.ix_(r, r)], new[np.ix_(r, r)]) for r in chosen])
-    return Damage(value, draws, smooth, 1 - value, samples)
+    return Damage(value, draws, smooth, 1 - value, samples, "1 - correlation")
 
 
 class Error:

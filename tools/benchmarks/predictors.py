@@ -9,10 +9,9 @@ Printed is Spearman's rank correlation, 1 where the metric sorts the units exact
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import click
@@ -26,7 +25,7 @@ from ...passes.similarity import UnitRecord
 from ...passes.surrogates import Wish
 from ...passes.task import Task
 from ...passes.trial import Trials
-from .. import opening
+from .cases import Case, on_cases, write_json
 
 TOGETHER = 4
 """Recipes fitted in one walk."""
@@ -116,27 +115,15 @@ def show(found: Sequence[Correlation]) -> None:
 
 
 @click.command()
-@click.option(
-    "--model",
-    "models",
-    nargs=4,
-    multiple=True,
-    required=True,
-    metavar="NAME MODEL DATA METRIC",
-    help="A model; repeatable.",
-)
-@click.option("--seed", default=0, help="Of the split.")
-@click.option("--json", "target", type=Path, help="Also write all figures here.")
-def main(models: Sequence[tuple[str, str, str, str]], seed: int, target: Path | None) -> None:
+@on_cases
+def main(cases: Sequence[Case], seed: int, target: Path | None) -> None:
     """Correlate what metrics say of units with what replacing them does."""
     found: list[Correlation] = []
-    for name, model, data, metric in models:
-        options = opening.Settings(metric=metric, seed=seed)
-        with opening.opened_task(opening.read_model(model), data, options) as task:
-            found += correlations(name, task)
+    for case in cases:
+        with case.opened(case.settings(seed)) as task:
+            found += correlations(case.name, task)
     show(found)
-    if target is not None:
-        target.write_text(json.dumps([asdict(c) for c in found], indent=1))
+    write_json(target, found)
 
 
 if __name__ == "__main__":
