@@ -24,8 +24,11 @@ def inspection_document(found: Inspection) -> dict[str, Any]:
                 "block_redundancy": redundancy.block_redundancy,
                 "cosine": redundancy.cosine,
                 "block_influence": redundancy.block_influence,
+                "angular_distance": redundancy.angular_distance,
+                "nbl_bound": redundancy.nbl_bound,
                 "affine_r2": redundancy.affine_r2,
                 "identity_error": redundancy.identity_error,
+                "likeness": redundancy.likeness,
             }
         spans.append(record)
     streams = [
