@@ -24,7 +24,7 @@ from ...passes.task import Task
 from .. import opening
 from ..demo import train
 
-WIDTH, DEPTH, EPOCHS = 32, 6, 40
+WIDTH, DEPTH, EPOCHS = 16, 6, 60
 
 
 @cache

@@ -16,7 +16,7 @@ from ..demo import train
 from .digits import compressed, opened, trained
 from .tables import each, spread, table
 
-SHAPES = tuple((width, depth) for width in (16, 32) for depth in (3, 6, 9))
+SHAPES = tuple((width, depth) for width in (16, 24) for depth in (3, 6, 9))
 PROMISE = 0.02
 
 
