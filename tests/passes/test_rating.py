@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import onnx
@@ -36,7 +37,7 @@ from blockfold.tests.networks import (
     samples,
 )
 
-QUICK = {"threads": 1, "provider": "cpu"}
+QUICK: dict[str, Any] = {"threads": 1, "provider": "cpu"}
 IDLE, BLOCKS = 2, 4
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -27,6 +28,7 @@ from blockfold.tests.networks import (
     run,
     samples,
 )
+from blockfold.tools.documents import inspection_document
 
 QUICK = {"threads": 1, "provider": "cpu"}
 
@@ -131,8 +133,17 @@ def test_without_classes_no_modularity_is_told() -> None:
     assert {unit.modularity_gain for unit in similarity.units} == {None}
 
 
+def test_units_that_change_width_have_no_distance_but_a_likeness() -> None:
+    units = found(residual_cnn((6, 8)), samples(residual_cnn((6, 8)), 160)).units
+    changed = [unit for unit in units if unit.max_sliced_wasserstein is None]
+    kept = [unit for unit in units if unit.max_sliced_wasserstein is not None]
+    assert {"stem0", "stem1"} <= {unit.name for unit in changed}
+    assert {f"blocks.{i}" for i in range(6)} <= {unit.name for unit in kept}
+    assert all(-1 <= unit.cka <= 1 for unit in units)
+
+
 def test_layers_that_never_vary_have_stated_values() -> None:
-    """What enters is the same for all samples but in the last block: no NaN anywhere."""
+    """Whatever the sample, the stream is the same: no NaN anywhere."""
     net = Net()
     quiet = net.node("Mul", "x", net.constant(np.zeros(1, np.float32)))
     h = net.node("Add", quiet, net.constant(np.ones(8, np.float32)))
@@ -140,18 +151,22 @@ def test_layers_that_never_vary_have_stated_values() -> None:
         net.scope = f"/blocks.{i}"
         branch = net.linear(net.node("Relu", net.linear(h, 8, 16)), 16, 8)
         h = net.node("Add", h, branch, out=f"h{i}")
-    net.head(net.node("Add", h, "x"), 8)
+    net.head(h, 8)
     model = net.model({"x": (FLOAT, ("batch", TOKENS, 8))}, LOGITS)
-    survey = blockfold.inspect(model, labelled(model, 120), **QUICK).survey
+    data = samples(model, 120) | {"labels": np.arange(120) % 3}
+    inspection = blockfold.inspect(model, data, **QUICK)
+    survey = inspection.survey
     assert survey is not None
     (similarity,) = survey.similarities
     assert np.isfinite(similarity.cka).all()
+    json.dumps(inspection_document(inspection)["spans"], allow_nan=False, default=vars)
     still = [one for one in survey.spans if one.span.name == "blocks.1"]
     assert still
     for one in still:
         assert one.likeness is not None
         assert (one.likeness.cka, one.nbl_bound) == (0.0, 0.0)
         assert np.isfinite([one.cosine, one.angular_distance, one.identity_error]).all()
+        assert one.affine_r2 in (1.0, -np.inf)
         assert one.likeness.modularity_gain == 0.0
 
 

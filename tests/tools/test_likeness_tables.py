@@ -63,6 +63,11 @@ def test_more_layers_than_columns(survey: Survey) -> None:
     assert any(line.count("-.23") == MOST_LAYERS - 1 for line in shown(survey, cka=most))
 
 
+@pytest.mark.parametrize("classes", ["labels", "the model's own classes"])
+def test_whose_classes_they_are_is_said(survey: Survey, classes: str) -> None:
+    assert f"Q: classes are {classes}" in " ".join(shown(survey, communities=classes))
+
+
 def test_plateaus_of_the_curve_are_marked(survey: Survey) -> None:
     text = " ".join(shown(survey, modularity=(0.1, 0.5, 0.51, 0.9, 0.8)))
     assert "Q by layer: .10 .50 .51* .90 .80*" in text
