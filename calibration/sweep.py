@@ -9,15 +9,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..ir.errors import BadInput
-from .data import Dataset
+from .data import Batch, Dataset
 from .features import as_rows, require_finite
 from .masks import row_weights
+from .metrics.angular import angles
 from .metrics.cosine import row_cosines, row_norms
 from .moments import Array, Centred, CoMoment, Moments
 from .runtime import Runner
 
 Progress = Callable[[int], None]
 """Told how many samples were just done."""
+
+Watch = Callable[[Batch, Mapping[str, NDArray[np.floating]]], None]
+"""Shown every batch and the values that were tapped in it."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +34,7 @@ class Pair:
 
 
 class Statistics:
-    """Moments and mean cosines of pairs of values, gathered by batches; a monoid by `merged`."""
+    """Moments, mean cosines and angles of pairs of values, by batches; a monoid by `merged`."""
 
     def __init__(self, pairs: Iterable[Pair]) -> None:
         self.pairs = tuple(dict.fromkeys(pairs))
@@ -38,6 +42,7 @@ class Statistics:
         self._axis = {v: pair.channel_axis for pair in self.pairs for v in (pair.x, pair.y)}
         self._products: dict[tuple[str, str], CoMoment] = {}
         self._cosines: dict[Pair, float] = dict.fromkeys(self.pairs, 0.0)
+        self._angles: dict[Pair, float] = dict.fromkeys(self.pairs, 0.0)
 
     def add(self, taps: Mapping[str, NDArray[np.floating]], mask: Array | None) -> None:
         """Take one batch; mask (rows, length) has 0 for padding. BadInput names NaN or Inf."""
@@ -59,7 +64,8 @@ class Statistics:
         for pair in self.pairs:
             x, y, kept = rows[pair.x], rows[pair.y], weights[pair.x]
             cosines = row_cosines(x, y, norms[pair.x], norms[pair.y])
-            self._cosines[pair] += float(cosines.sum() if kept is None else cosines @ kept)
+            for totals, parts in ((self._cosines, cosines), (self._angles, angles(cosines))):
+                totals[pair] += float(parts.sum() if kept is None else parts @ kept)
 
     def _keys(self) -> list[tuple[str, str]]:
         keys = [(v, v) for v in self.values] + [(p.x, p.y) for p in self.pairs]
@@ -79,6 +85,10 @@ class Statistics:
         """Mean cosine between the rows of x and y."""
         return self._cosines[pair] / self._products[pair.x, pair.y].weight
 
+    def angular_distance(self, pair: Pair) -> float:
+        """Mean angle between the rows of x and y, as a part of pi."""
+        return self._angles[pair] / self._products[pair.x, pair.y].weight
+
     def merged(self, other: Statistics) -> Statistics:
         """The statistics of both sets of rows together; the pairs must be the same."""
         if self.pairs != other.pairs:
@@ -88,6 +98,7 @@ class Statistics:
         for key, value in other._products.items():
             both._products.setdefault(key, CoMoment.zero(*value.product.shape)).absorb(value)
         both._cosines = {p: self._cosines[p] + other._cosines[p] for p in self.pairs}
+        both._angles = {p: self._angles[p] + other._angles[p] for p in self.pairs}
         return both
 
 
@@ -100,12 +111,19 @@ def sweep(
     *,
     mask: str | None = None,
     progress: Progress | None = None,
+    watch: Watch | None = None,
 ) -> Statistics:
-    """Statistics of `pairs` over the given samples; `runner` must tap all their values."""
+    """Statistics of `pairs` over the given samples; `runner` must tap all their values.
+
+    `watch` sees the same pass, for what is gathered beside moments.
+    """
     statistics = Statistics(pairs)
     for rows in data.batches(samples, runner.fixed_batch or batch):
         kept = None if mask is None else np.asarray(rows.feeds[mask], np.float64)
-        statistics.add(runner(rows.feeds), kept)
+        values = runner(rows.feeds)
+        statistics.add(values, kept)
+        if watch is not None:
+            watch(rows, values)
         if progress is not None:
             progress(len(rows.samples))
     return statistics

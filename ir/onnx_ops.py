@@ -32,6 +32,14 @@ NORMS = frozenset(
     "InstanceNormalization GroupNormalization GroupNorm LpNormalization LRN "
     "MeanVarianceNormalization QOrderedLayerNormalization".split()
 )
+RECTIFIERS = frozenset(
+    "Relu LeakyRelu Elu Selu Celu HardSwish Swish Mish Gelu FastGelu QuickGelu BiasGelu".split()
+)
+"""Activations whose output is above 0 just where what enters them is."""
+
+GATES = frozenset("Sigmoid HardSigmoid Erf Tanh".split())
+"""What a value is multiplied by where such an activation is spelled out, as in x Sigmoid(x)."""
+
 REDUCTIONS = frozenset(
     "ReduceMean ReduceSum ReduceMax ReduceMin ReduceProd ReduceL1 ReduceL2 ReduceSumSquare "
     "ReduceLogSum ReduceLogSumExp".split()

@@ -41,9 +41,10 @@ def to_onnx(program: ExportedProgram) -> tuple[OnnxModel, Scratch | None]:
         raise
     except Exception as error:  # whatever a translation of any operator may raise
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        why = lines[-1] if lines else repr(error)
         raise Unsupported(
-            f"torch.onnx.export cannot translate the module: {lines[-1] if lines else repr(error)}; "
-            "export it by other means and give the ONNX file"
+            f"torch.onnx.export cannot translate the module: {why}; export it by other means and "
+            "give the ONNX file"
         ) from error
 
 

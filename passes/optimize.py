@@ -28,6 +28,7 @@ from .plan import (
     tensor_bytes,
     tensors_of,
 )
+from .rating import Metric
 from .replacement import Replacement
 from .search import Search
 from .task import Task
@@ -65,6 +66,7 @@ def optimize(
     *,
     costs: Costs | None = None,
     method: Method = "blockfold",
+    rank_by: Metric | None = None,
     freeze: Freeze = freeze_in_memory,
     switches: Switches = ALL_PASSES,
 ) -> Optimized:
@@ -79,7 +81,7 @@ def optimize(
     model_of_costs = CostModel(layout.anatomies, costs)
     with Trials(task, layout, model_of_costs, budget.max_drop) as trials:
         if method == "blockfold":
-            Search(trials, budget).run()
+            Search(trials, budget, rank_by=rank_by).run()
         else:
             trials.fit(Published(trials).recipes(method, budget))
         tried = tempered(task, trials.done, budget.max_drop)
@@ -98,6 +100,7 @@ def optimize(
         layout.refusals,
         tensors,
         method,
+        rank_by,
     )
     rewritten = rewrite(task.model, replacements, provenance(plan), switches)
     model = freeze(rewritten.model)
@@ -138,6 +141,7 @@ def make_plan(
     refusals: Sequence[Refusal],
     tensors: bytes,
     method: str,
+    rank_by: Metric | None,
 ) -> Plan:
     """The plan before anything was measured on it, hashed."""
     splits, data = task.splits, task.data
@@ -172,6 +176,7 @@ def make_plan(
         decisions=tuple(decision_of(r) for r in replacements if r.form != "refit"),
         refits=tuple(decision_of(r) for r in replacements if r.form == "refit"),
         method=method,
+        rank_by=rank_by,
         healing=healing,
         refusals=tuple(refusals),
         tensors_sha256=hashlib.sha256(tensors).hexdigest(),

@@ -27,6 +27,7 @@ from ..ir.spans import Refusal, Span
 from .budget import Budget
 from .costs import Costs
 from .fit import Healing
+from .rating import Metric
 from .replacement import Replacement
 from .surrogates import Form
 from .verify import Verdict
@@ -125,6 +126,7 @@ class Plan(_Record):
     decisions: tuple[Decision, ...]
     refits: tuple[Decision, ...] = ()
     method: str = "blockfold"
+    rank_by: Metric | None = None
     healing: Healing = Healing()
     refusals: tuple[Refusal, ...]
     tensors_sha256: str

@@ -3,7 +3,8 @@
 The original is walked once over a thinned part of the fit and select splits. Every span of up to
 four blocks is solved in all its forms from the moments at its ends. The error predicted from these,
 times how much the output feels an error there, says which are worth being measured: there the
-surrogate's value runs on to the output through the nodes that follow, alone.
+surrogate's value runs on to the output through the nodes that follow, alone. Where spans are ranked
+by a metric of redundancy instead, those it rates lowest are measured and no others considered.
 """
 
 from __future__ import annotations
@@ -21,12 +22,15 @@ from ..calibration.features import as_rows, require_finite
 from ..calibration.runtime import Runner, cut_rows
 from ..calibration.solve import Solution, Spectrum, solve_held_out
 from ..calibration.tape import Tape
+from ..ir.errors import BadInput
 from ..ir.spans import Span, prove
 from .costs import CostModel
 from .fit import NEGLIGIBLE, Pair, Walk
 from .forms import Forms
 from .layout import Layout
+from .rating import UNTOLD, Metric, rating
 from .rows import picked_rows
+from .score import measure
 from .stops import Stop
 from .surrogates import Problem, Wish
 from .task import Advance, Reference, Samples
@@ -46,11 +50,12 @@ ROWS_PER_COLUMN = 10
 @dataclass(frozen=True)
 class Option:
     """A surrogate by itself: its error at the exit, E |y - map|^2 / tr(Cyy), the damage at the
-    output, and whether that was measured or follows from the error.
+    output that this foretells, the damage to go by, and whether that was measured.
     """
 
     wish: Wish
     error: float
+    foretold: float
     damage: float
     measured: bool = True
 
@@ -59,8 +64,15 @@ class Probe:
     """Solves and measures single surrogates of one task."""
 
     def __init__(
-        self, layout: Layout, walk: Walk, forms: Forms, costs: CostModel, emphasis: float
+        self,
+        layout: Layout,
+        walk: Walk,
+        forms: Forms,
+        costs: CostModel,
+        emphasis: float,
+        rank_by: Metric | None = None,
     ) -> None:
+        self.rank_by = rank_by
         self.task, self.layout, self.walk, self.forms = walk.task, layout, walk, forms
         self.costs, self.emphasis = costs, emphasis
         self._stops = {stop.value: stop for stop in walk.stops}
@@ -76,6 +88,8 @@ class Probe:
             for form in self.forms.offered(span)
             if self._is_worthwhile(Wish(span, form))
         ]
+        if self.rank_by is not None:
+            wishes = self._shortlisted(wishes, self.rank_by)
         select = thinned(self.task.splits.select, MOST_SELECT)
         fit = thinned(self.task.splits.fit, self._fit_samples(wishes))
         places = self._places(Pair(self.walk.tape(fit), self.walk.tape(select)), wishes)
@@ -98,6 +112,28 @@ class Probe:
                     if isinstance(proved, Span) and proved.exit in self._stops:
                         found.append(proved)
         return found
+
+    @property
+    def _most_measured(self) -> int:
+        return MEASURED_PER_UNIT * sum(len(stream.units) for stream in self.layout.anatomies)
+
+    def _shortlisted(self, wishes: Sequence[Wish], metric: Metric) -> list[Wish]:
+        """As many as are measured, of the lowest rating for what they save.
+
+        A rating below 0 is as good as 0. Spans that make feature maps smaller have none.
+        """
+        spans = [span for span in dict.fromkeys(w.span for w in wishes) if not span.strides]
+        found = measure(self.task, self.layout, spans, f"rating of spans by {metric}")
+        rated = {redundancy.span: rating(metric, redundancy) for redundancy in found}
+        ranked: list[tuple[float, Wish]] = []
+        for wish in wishes:
+            value = rated.get(wish.span)
+            if value is not None:
+                ranked.append((max(value, 0.0) / self.costs.saved_ms(wish), wish))
+        if not ranked:
+            raise BadInput(f"--rank-by {metric}: this data tells it of no span: it takes {UNTOLD}")
+        ranked.sort(key=lambda pair: pair[0])
+        return [wish for _, wish in ranked[: self._most_measured]]
 
     def _is_worthwhile(self, wish: Wish) -> bool:
         """Whether the span is more than what would replace it."""
@@ -240,8 +276,7 @@ class Probe:
         for wish, error in errors:
             if wish.span.exit not in best or error < best[wish.span.exit][1]:
                 best[wish.span.exit] = wish, error
-        units = sum(len(stream.units) for stream in self.layout.anatomies)
-        left = max(MEASURED_PER_UNIT * units, len(best)) - len(best)
+        left = max(self._most_measured, len(best)) - len(best)
         with self.task.stage("surrogates at the output", len(best) + left) as advance:
             damages = self._damages(places, reference, [w for w, _ in best.values()], advance)
             feels = {
@@ -254,10 +289,12 @@ class Probe:
             others = [found for found in errors if found[0] not in damages]
             others.sort(key=lambda found: expected(found) / self.costs.saved_ms(found[0]))
             damages |= self._damages(places, reference, [w for w, _ in others[:left]], advance)
-        return [
-            Option(wish, error, damages.get(wish, expected((wish, error))), wish in damages)
-            for wish, error in errors
-        ]
+        options = []
+        for wish, error in errors:
+            foretold = expected((wish, error))
+            damage = damages.get(wish, foretold)
+            options.append(Option(wish, error, foretold, damage, wish in damages))
+        return options
 
     def _damages(
         self,

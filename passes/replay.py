@@ -70,6 +70,7 @@ def resolve(task: Task, plan: Plan) -> tuple[PassResult, Plan, bytes]:
         plan.refusals,
         tensors,
         plan.method,
+        plan.rank_by,
     )
     return rewrite(task.model, replacements, provenance(fresh), switches), fresh, tensors
 

@@ -2,34 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from ..calibration.metrics.affine_r2 import affine_r2
 from ..calibration.metrics.block_redundancy import block_redundancy
+from ..calibration.metrics.cca import nbl_bound
 from ..calibration.runtime import Runner
 from ..calibration.solve import Solution, solve_held_out
-from ..calibration.sweep import Pair, sweep
+from ..calibration.sweep import Pair, Statistics, sweep
 from ..ir.spans import Span
 from .layout import Layout, lay_out
-from .similarity import Similarity, similarity
+from .similarity import Layers, Likeness, Similarity, StreamLayers
 from .task import Task
+
+MOST_NUMBERS = 2**27
+"""Of all second moments held at once, over both splits: 1 GiB. More spans take another pass."""
 
 
 @dataclass(frozen=True)
 class Redundancy:
     """A span, how redundant it is, and its affine map.
 
-    block_redundancy and cosine are over the fit split; affine_r2 and identity_error (E |y - x|^2 /
-    tr(Cyy)) over the select split, which the map was not solved on.
+    block_redundancy, cosine, angular_distance and nbl_bound are over the fit split; affine_r2 and
+    identity_error (E |y - x|^2 / tr(Cyy)) over the select split, which the map was not solved on.
+    `likeness` is None where there are too few samples to compare layers on.
     """
 
     span: Span
     solution: Solution
     block_redundancy: float
     cosine: float
+    angular_distance: float
+    nbl_bound: float
     affine_r2: float
     identity_error: float
+    likeness: Likeness | None
 
     @property
     def block_influence(self) -> float:
@@ -46,37 +54,84 @@ class Survey:
 
 
 def score(task: Task) -> Survey:
-    """Survey units and blocks in a sweep over the fit and select splits, and layers on fit."""
+    """Survey units, blocks and layers in one sweep over the fit and select splits."""
     layout = lay_out(task)
     spans = [span for span in layout.spans if not span.strides]
-    return Survey(layout, tuple(measure(task, spans, "survey")), similarity(task, layout))
+    found, streams = _measured(task, layout, spans, "survey")
+    return Survey(layout, tuple(found), tuple(stream.summary() for stream in streams))
 
 
-def measure(task: Task, spans: Sequence[Span], stage: str) -> list[Redundancy]:
-    """Moments of the spans' ends over the fit and select splits, and what follows from them."""
-    if not spans:
-        return []
-    pairs = [Pair(span.entry, span.exit, span.channel_axis) for span in spans]
-    taps = list(dict.fromkeys(value for pair in pairs for value in (pair.x, pair.y)))
-    runner = Runner(task.plain, task.runtime, taps)
-    halves = (task.splits.fit, task.splits.select)
-    with task.stage(stage, sum(map(len, halves))) as advance:
-        fit, select = (
-            sweep(runner, task.data, half, pairs, task.batch, mask=task.mask, progress=advance)
-            for half in halves
-        )
-    found = []
-    for span, pair in zip(spans, pairs, strict=True):
-        seen, held = fit.moments(pair), select.moments(pair)
-        solution = solve_held_out(seen, held)
-        found.append(
-            Redundancy(
-                span=span,
-                solution=solution,
-                block_redundancy=block_redundancy(seen),
-                cosine=fit.cosine(pair),
-                affine_r2=affine_r2(held, solution),
-                identity_error=held.error(None, None) / (held.variance or 1.0),
+def measure(task: Task, layout: Layout, spans: Sequence[Span], stage: str) -> list[Redundancy]:
+    """How redundant spans that keep the shape are."""
+    return _measured(task, layout, spans, stage)[0]
+
+
+def _measured(
+    task: Task, layout: Layout, spans: Sequence[Span], stage: str
+) -> tuple[list[Redundancy], tuple[StreamLayers, ...]]:
+    layers = Layers(task, layout)
+    streams: tuple[StreamLayers, ...] = ()
+    found: list[Redundancy] = []
+    parts = list(_parts(spans))
+    splits = task.splits
+    with task.stage(stage, len(parts) * (len(splits.fit) + len(splits.select))) as advance:
+        for at, part in enumerate(parts):
+            pairs = [_pair(span) for span in part]
+            watched = layers if at == 0 else None
+            taps = [value for pair in pairs for value in (pair.x, pair.y)]
+            taps += watched.taps if watched else ()
+            runner = Runner(task.plain, task.runtime, list(dict.fromkeys(taps)))
+            fit, select = (
+                sweep(
+                    runner,
+                    task.data,
+                    half,
+                    pairs,
+                    task.batch,
+                    mask=task.mask,
+                    progress=advance,
+                    watch=watched.add if watched and half is splits.fit else None,
+                )
+                for half in (splits.fit, splits.select)
             )
-        )
-    return found
+            streams = streams or layers.streams()
+            found += [_redundancy(span, fit, select, streams) for span in part]
+    return found, streams
+
+
+def _parts(spans: Sequence[Span]) -> Iterator[list[Span]]:
+    """The spans in parts whose moments fit into memory, at least one part."""
+    part: list[Span] = []
+    numbers = 0
+    for span in spans:
+        own = 2 * 2 * span.width**2  # Cxy and Cyy, on two splits
+        if part and numbers + own > MOST_NUMBERS:
+            yield part
+            part, numbers = [], 0
+        part.append(span)
+        numbers += own
+    yield part
+
+
+def _pair(span: Span) -> Pair:
+    return Pair(span.entry, span.exit, span.channel_axis)
+
+
+def _redundancy(
+    span: Span, fit: Statistics, select: Statistics, streams: Sequence[StreamLayers]
+) -> Redundancy:
+    pair = _pair(span)
+    seen, held = fit.moments(pair), select.moments(pair)
+    solution = solve_held_out(seen, held)
+    own = [layers for layers in streams if layers.stream.chain.source == span.stream]
+    return Redundancy(
+        span=span,
+        solution=solution,
+        block_redundancy=block_redundancy(seen),
+        cosine=fit.cosine(pair),
+        angular_distance=fit.angular_distance(pair),
+        nbl_bound=nbl_bound(seen),
+        affine_r2=affine_r2(held, solution),
+        identity_error=held.error(None, None) / (held.variance or 1.0),
+        likeness=own[0].between(span.start, span.stop) if own else None,
+    )

@@ -14,6 +14,7 @@ from .budget import ENOUGH_CHANCE, Budget
 from .compose import Label, compose
 from .fit import Healing, Recipe
 from .probe import Option, Probe
+from .rating import Metric
 from .surrogates import Wish
 from .trial import Trial, Trials, tempered
 
@@ -42,8 +43,14 @@ MARGIN = 0.03
 class Search:
     """One search; what it fits and measures are trials."""
 
-    def __init__(self, trials: Trials, budget: Budget, margin: float = MARGIN) -> None:
-        self.trials, self.budget, self.margin = trials, budget, margin
+    def __init__(
+        self,
+        trials: Trials,
+        budget: Budget,
+        margin: float = MARGIN,
+        rank_by: Metric | None = None,
+    ) -> None:
+        self.trials, self.budget, self.margin, self.rank_by = trials, budget, margin, rank_by
         self.task, self.costs, self.forms = trials.task, trials.costs, trials.forms
         self.options: tuple[Option, ...] = ()
         self._damages: dict[Wish, float] = {}
@@ -54,11 +61,7 @@ class Search:
 
     def run(self, options: Sequence[Option] = ()) -> list[Trial]:
         """Probe, unless `options` are known, then compose, fit and improve."""
-        emphasis = self._emphases[-1]
-        walk, layout = self.trials.walk, self.trials.layout
-        self.options = (
-            tuple(options) or Probe(layout, walk, self.forms, self.costs, emphasis).options()
-        )
+        self.options = tuple(options) or self.probe().options()
         self._damages = {option.wish: option.damage for option in self.options}
         labels = compose(self._damages, self._gains, DEPTH if self.budget.has_target else 1)
         if self.budget.has_target:
@@ -71,6 +74,10 @@ class Search:
             self._narrow_down(sorted(labels, key=lambda label: label.gains[0]))
         self._improve()
         return self._found
+
+    def probe(self) -> Probe:
+        walk, layout, emphasis = self.trials.walk, self.trials.layout, self._emphases[-1]
+        return Probe(layout, walk, self.forms, self.costs, emphasis, self.rank_by)
 
     def _gains(self, wish: Wish) -> tuple[float, ...]:
         """What the budget counts: time saved where it counts nothing else."""

@@ -25,6 +25,7 @@ from ..passes.optimize import (
 from ..passes.optimize import optimize as run_optimize
 from ..passes.pipeline import Switches
 from ..passes.plan import read_plan, tensors_path
+from ..passes.rating import METRICS, Metric
 from ..passes.replay import replay, require_parent, resolve
 from ..passes.score import score
 from ..passes.verify import verify as run_verify
@@ -63,6 +64,7 @@ def optimize(
     costs: str | os.PathLike[str] | None = None,
     skip: Sequence[str] = (),
     method: Method = "blockfold",
+    rank_by: Metric | None = None,
     freeze: Freeze = freeze_in_memory,
     example_inputs: object = None,
     dynamic_shapes: Any = None,
@@ -77,7 +79,8 @@ def optimize(
     data: anything `--data` takes, or arrays, an iterable, a reader.
     max_drop: quality that may be lost (0.01: one point); speedup, remove (blocks) and
     max_size_bytes: targets. costs: a plan to reuse measured costs of. skip: names of passes to
-    leave out. method: a published method to run instead, for comparison: drop, rba or replaceme.
+    leave out. method: a published method to run instead, for comparison (passes/methods).
+    rank_by: a metric of redundancy that shortlists spans instead of the damage foretold of them.
     settings: the fields of Settings.
 
     Raises NotMet, BadInput or Unsupported; see the errors.
@@ -98,6 +101,7 @@ def optimize(
             costs=costs,
             skip=skip,
             method=method,
+            rank_by=rank_by,
             freeze=freeze,
             **settings,
         )
@@ -108,6 +112,10 @@ def optimize(
     switches = Switches(frozenset(skip))
     if method not in METHODS:
         raise BadInput(f"method={method!r}: unknown; it is one of {', '.join(METHODS)}")
+    if rank_by is not None and rank_by not in METRICS:
+        raise BadInput(f"rank_by={rank_by!r}: unknown; it is one of {', '.join(METRICS)}")
+    if rank_by is not None and method != "blockfold":
+        raise BadInput(f"--rank-by {rank_by}: --method {method} has a rule of its own; leave one")
     with opened_task(read_model(model), data, options) as task:
         profile = profile_of(task, options)
         known = None if costs is None else costs_of(Path(costs))
@@ -117,6 +125,7 @@ def optimize(
             profile,
             costs=known,
             method=method,
+            rank_by=rank_by,
             freeze=freeze,
             switches=switches,
         )

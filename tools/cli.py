@@ -19,6 +19,7 @@ from rich.console import Console
 
 from ..ir.errors import BlockfoldError
 from ..passes.methods import METHODS
+from ..passes.rating import METRICS
 from . import api, comparing, options
 from .demo import bundle
 from .documents import inspection_document, print_json
@@ -90,6 +91,11 @@ def inspect(model: str, as_json: bool, **given: Any) -> None:
     default="blockfold",
     show_default=True,
     help="A published method instead, to compare with.",
+)
+@click.option(
+    "--rank-by",
+    type=click.Choice(METRICS),
+    help="Metric that shortlists spans.  [default: the damage foretold of them]",
 )
 @click.option("--skip", multiple=True, metavar="PASS", help="Leave out a pass: cleanup.")
 @options.judging

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from math import isfinite
 from typing import Any
 
 import click
@@ -24,8 +25,11 @@ def inspection_document(found: Inspection) -> dict[str, Any]:
                 "block_redundancy": redundancy.block_redundancy,
                 "cosine": redundancy.cosine,
                 "block_influence": redundancy.block_influence,
-                "affine_r2": redundancy.affine_r2,
+                "angular_distance": redundancy.angular_distance,
+                "nbl_bound": redundancy.nbl_bound,
+                "affine_r2": redundancy.affine_r2 if isfinite(redundancy.affine_r2) else None,
                 "identity_error": redundancy.identity_error,
+                "likeness": redundancy.likeness,
             }
         spans.append(record)
     streams = [

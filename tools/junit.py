@@ -8,7 +8,7 @@ from pathlib import Path
 from xml.etree import ElementTree as ET
 
 from ..ir.errors import BadInput, BlockfoldError
-from ..ir.onnx_file import staged, write_bytes
+from ..ir.staging import staged, write_bytes
 from ..passes.verify import Verdict, shown
 from .comparing import Unlike
 from .results import Verified

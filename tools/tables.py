@@ -14,8 +14,8 @@ from ..passes.facts import Facts
 from ..passes.plan import LatencyRecord
 from ..passes.ranking import Candidate
 from ..passes.score import Redundancy
-from ..passes.similarity import Similarity
 from ..passes.verify import Verdict, shown
+from .likeness_tables import show_similarity
 from .results import Inspection, Result
 
 
@@ -47,37 +47,11 @@ def show_inspection(console: Console, found: Inspection) -> None:
             "redundancy: -E|y-x|^2, nearer 0 is more; affine R2: on held-out samples", style="dim"
         )
         for similarity in found.survey.similarities:
-            _show_similarity(console, similarity)
+            show_similarity(console, similarity, found.survey.spans)
     show_random(console, found.random)
     show_refusals(
         console, [(r.name, r.reason) for r in found.refusals], _block_names(found.anatomies)
     )
-
-
-def _show_similarity(console: Console, found: Similarity) -> None:
-    """How alike the layers at the two ends of every unit are, and all layers together."""
-    table = _table("unit", "CKA", "sliced W2", "gain of Q")
-    for unit in found.units:
-        table.add_row(
-            Text(unit.name),
-            f"{unit.cka:.3f}",
-            _figure(unit.max_sliced_wasserstein),
-            _figure(unit.modularity_gain),
-        )
-    console.print(table)
-    layers = len(found.cka)
-    classes = "" if found.communities is None else f"; Q: classes are {found.communities}"
-    console.print(
-        f"MSRS {found.msrs:.1f} of {layers * (layers - 1) // 2} pairs of layers "
-        f"({found.msrs_per_pair:.2f}), on {found.samples} samples; more redundant: CKA nearer 1, "
-        f"sliced W2 nearer 0, a gain of Q near or below 0{classes}",
-        style="dim",
-        markup=False,
-    )
-
-
-def _figure(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3g}"
 
 
 def _block_names(streams: Sequence[Anatomy]) -> set[str]:

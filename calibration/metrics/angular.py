@@ -20,8 +20,13 @@ from .cosine import Floats, row_cosines
 
 def row_angles(x: Floats, y: Floats) -> NDArray[np.float64]:
     """Per row of x and y, both (..., d): their angle as a part of pi, shape (...,), in [0, 1]."""
+    return angles(row_cosines(x, y))
+
+
+def angles(cosines: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Of each cosine the angle as a part of pi, in [0, 1]."""
     # Rounding may carry a cosine past 1, where arccos is NaN
-    return np.asarray(np.arccos(np.clip(row_cosines(x, y), -1.0, 1.0)) / np.pi, np.float64)
+    return np.asarray(np.arccos(np.clip(cosines, -1.0, 1.0)) / np.pi, np.float64)
 
 
 def angular_distance(x: Floats, y: Floats) -> float:

@@ -92,6 +92,17 @@ def test_graphs_without_edges_have_0() -> None:
     assert modularity(neighbour_graph(opposite, 1), classes[:2]) == 0.0
 
 
+def test_features_that_never_vary_have_one_value_whatever_their_rounding() -> None:
+    rng = np.random.default_rng(3)
+    classes = np.arange(60) % 3
+    still = np.ones((60, 8)) * rng.standard_normal(8)
+    noisy = still * (1 + 1e-8 * rng.standard_normal((60, 8)))
+    scaled = 1e3 * still[:, :4]
+    curve = modularity_curve([still, noisy, scaled], classes)
+    assert np.isfinite(curve).all()
+    assert curve[0] == curve[1] == curve[2]
+
+
 def test_a_curve_rises_where_a_layer_sorts_and_rests_where_it_does_not() -> None:
     layers = [blobs(2.0)[0], blobs(0.4)[0]]
     layers += [2 * layers[1], blobs(0.05)[0], blobs(1.0)[0]]

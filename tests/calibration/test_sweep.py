@@ -67,6 +67,8 @@ def check(statistics: Statistics, pair: Pair, x: np.ndarray, y: np.ndarray) -> N
         np.testing.assert_allclose(getattr(found, name), wanted, rtol=0, atol=1e-5 * scale)
     cosine = (x * y).sum(1) / np.linalg.norm(x, axis=1) / np.linalg.norm(y, axis=1)
     assert statistics.cosine(pair) == pytest.approx(cosine.mean(), abs=1e-6)
+    angle = np.arccos(np.clip(cosine, -1, 1)).mean() / np.pi
+    assert statistics.angular_distance(pair) == pytest.approx(angle, abs=1e-5)
 
 
 @pytest.mark.parametrize("batch", [1, 4, 100])
@@ -138,9 +140,30 @@ def test_statistics_of_two_halves_merge_into_those_of_all() -> None:
         both.moments(pair).Cxy, whole.moments(pair).Cxy, rtol=1e-5, atol=1e-6
     )
     assert both.cosine(pair) == pytest.approx(whole.cosine(pair), abs=1e-6)
+    angle = whole.angular_distance(pair)
+    assert both.angular_distance(pair) == pytest.approx(angle, abs=1e-6)
+    assert one.angular_distance(pair) != pytest.approx(angle, abs=1e-6)
     np.testing.assert_array_equal(one.moments(pair).Cxx, before)
     with pytest.raises(ValueError, match="different pairs"):
         one.merged(Statistics([Pair("x", "x", -1)]))
+
+
+def test_a_watch_is_shown_every_batch_of_the_pass() -> None:
+    model = read(residual_mlp(1))
+    data = samples(model.proto, 7)
+    seen: list[tuple[list[int], int]] = []
+    with open_data(data, model.inputs) as opened:
+        runner = Runner(model, CPU, ["x", "h0"])
+        pairs = [Pair("x", "h0", -1)]
+        sweep(
+            runner,
+            opened,
+            np.arange(7),
+            pairs,
+            4,
+            watch=lambda batch, values: seen.append((batch.samples.tolist(), len(values["h0"]))),
+        )
+    assert seen == [([0, 1, 2, 3], 4), ([4, 5, 6], 3)]
 
 
 def test_nan_inside_the_model_is_refused_by_name() -> None:

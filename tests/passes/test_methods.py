@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import onnx
@@ -19,7 +21,8 @@ from blockfold.ir.onnx_linear import linear_into, matrix, offset
 from blockfold.passes.budget import Budget
 from blockfold.passes.costs import CostModel, Costs
 from blockfold.passes.layout import lay_out
-from blockfold.passes.methods import Method, Published
+from blockfold.passes.methods import PRESETS, Method, Published, lowest, plateau, redtest
+from blockfold.passes.rating import Metric, rating
 from blockfold.passes.task import make_task
 from blockfold.passes.trial import Trials
 from blockfold.tests.networks import (
@@ -127,7 +130,63 @@ def test_replaceme_needs_a_sum_without_a_norm_or_activation_after_it() -> None:
         assert published.recipe("replaceme", 1) is None
 
 
-@pytest.mark.parametrize("method", ["drop", "rba", "replaceme"])
+RULES: dict[Method, Metric] = {
+    "redtest": "cka",
+    "modularity": "modularity",
+    "lacoot": "sliced-w2",
+    "rba": "block-redundancy",
+}
+
+
+@pytest.mark.parametrize("method", RULES)
+def test_a_rule_takes_the_blocks_that_its_metric_rates_lowest(method: Method) -> None:
+    model = residual_mlp(5)
+    data = labelled(model, ROWS)
+    survey = api.inspect(model, data, threads=1, provider="cpu").survey
+    assert survey is not None
+    blocks = [found for found in survey.spans if found.span.blocks == 1.0]
+    ranked = sorted(blocks, key=lambda found: rating(RULES[method], found) or 0.0)
+    with trying(model, data) as trials:
+        for count in (1, 2):
+            recipe = Published(trials).recipe(method, count)
+            assert recipe is not None
+            chosen = [at for w in recipe.wishes for at in range(w.span.start, w.span.stop)]
+            assert sorted(chosen) == sorted(found.span.start for found in ranked[:count])
+            assert {w.form for w in recipe.wishes} == {PRESETS[method].form}
+
+
+def test_rules_of_choice() -> None:
+    ratings = [0.3, 0.01, 0.2, -0.1, 0.01]
+    assert sorted(lowest(ratings, 3)) == [1, 3, 4]
+    assert sorted(redtest(ratings, 2)) == [3, 4], "of equal blocks the earlier is kept"
+    assert sorted(redtest(ratings, 9)) == [0, 1, 2, 3, 4]
+    assert sorted(plateau(ratings, 5)) == [1, 3, 4], "what gains 0.03 stays"
+
+
+def test_modularity_takes_no_block_that_sorts_the_classes() -> None:
+    """With every gain above the threshold there is nothing to take."""
+    model = residual_mlp(4)
+    with trying(model, labelled(model, ROWS)) as trials:
+        published = Published(trials)
+        assert published.recipe("modularity", 1) is not None
+        for span, one in published._measured.items():
+            assert one.likeness is not None
+            likeness = replace(one.likeness, modularity_gain=0.5)
+            published._measured[span] = replace(one, likeness=likeness)
+        assert published.recipe("modularity", 1) is None
+        with pytest.raises(Unsupported, match="applies to no block"):
+            published.recipes("modularity", Budget.of(max_drop=0.1))
+
+
+def test_modularity_needs_classes() -> None:
+    model = residual_mlp(4)
+    data = samples(model, ROWS)
+    settings: dict[str, Any] = {"threads": 1, "provider": "cpu", "method": "modularity"}
+    with pytest.raises(BadInput, match=r"tells the metric modularity of no block: .* labels"):
+        api.optimize(model, data, remove=1, metric="nmse", **settings)
+
+
+@pytest.mark.parametrize("method", PRESETS)
 def test_a_method_runs_through_the_main_job(method: Method) -> None:
     model = residual_mlp(4, affine=(2,))
     result = api.optimize(
@@ -161,7 +220,7 @@ def test_more_blocks_than_can_go_are_refused() -> None:
 
 
 def test_an_unknown_method_is_refused() -> None:
-    with pytest.raises(BadInput, match="one of blockfold, drop, rba, replaceme"):
+    with pytest.raises(BadInput, match="one of blockfold, drop, redtest, modularity, lacoot, rba"):
         api.optimize(residual_mlp(2), None, method="magic")  # type: ignore[arg-type]
 
 

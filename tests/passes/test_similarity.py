@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -9,6 +10,7 @@ import onnx
 import pytest
 
 import blockfold
+from blockfold.calibration.splits import split
 from blockfold.ir.errors import BadInput
 from blockfold.passes import ranking
 from blockfold.passes.ranking import Candidate
@@ -23,8 +25,10 @@ from blockfold.tests.networks import (
     masked_encoder,
     residual_cnn,
     residual_mlp,
+    run,
     samples,
 )
+from blockfold.tools.documents import inspection_document
 
 QUICK = {"threads": 1, "provider": "cpu"}
 
@@ -64,9 +68,106 @@ def test_a_block_that_does_nothing_has_ends_that_are_alike() -> None:
     assert len(similarity.modularity) == len(similarity.cka) == len(similarity.units) + 1
 
 
+def test_a_rectifier_that_never_switches_has_no_entropy() -> None:
+    """The second block's is always on: its bias is far above what its weights can take off."""
+    net = Net()
+    h = "x"
+    for i in range(3):
+        net.scope = f"/blocks.{i}"
+        z = net.linear(net.norm(h, 8), 8, 16)
+        if i == 1:
+            z = net.node("Add", z, net.constant(np.full(16, 100.0, np.float32)))
+        h = net.node("Add", h, net.linear(net.node("Relu", z), 16, 8), out=f"h{i}")
+    net.head(h, 8)
+    model = net.model({"x": (FLOAT, ("batch", TOKENS, 8))}, LOGITS)
+    entropy = {u.name: u.activation_entropy for u in found(model, samples(model, 120)).units}
+    assert entropy["blocks.1"] == 0.0
+    assert (entropy["blocks.0"] or 0.0) > 0.5
+    assert entropy["head"] is None
+
+
+def test_entropies_are_counted_over_all_batches() -> None:
+    """Against NumPy on the whole of the fit split; each channel of a feature map is a unit."""
+    model, data = residual_cnn(), samples(residual_cnn(), 200)
+    inner = next(
+        node.output[0]
+        for node in model.graph.node
+        if node.op_type == "Relu"
+        and not node.output[0].startswith("h")
+        and node.name.startswith("/blocks.0")
+    )
+    fit = split(200).fit
+    z = run(model, {"x": data["x"][fit]}, [inner])[inner]
+    p = (z > 0).mean(axis=(0, 2, 3))
+    expected = np.mean([-q * np.log2(q) - (1 - q) * np.log2(1 - q) if 0 < q < 1 else 0 for q in p])
+    units = {unit.name: unit for unit in found(model, data).units}
+    assert units["blocks.0"].activation_entropy == pytest.approx(expected, abs=1e-9)
+
+
+def test_of_a_block_its_two_ends_are_compared() -> None:
+    model = masked_encoder(2)
+    survey = blockfold.inspect(model, samples(model, 120), **QUICK).survey
+    assert survey is not None
+    (similarity,) = survey.similarities
+    blocks = [one for one in survey.spans if one.span.stop - one.span.start == 2]
+    assert blocks
+    for block in blocks:
+        start, stop, likeness = block.span.start, block.span.stop, block.likeness
+        assert likeness is not None
+        assert likeness.cka == similarity.cka[start][stop]
+        assert likeness.name == block.span.name
+
+
 def test_without_labels_the_model_s_own_classes_serve() -> None:
     similarity = found(residual_mlp(), samples(residual_mlp(), 240))
     assert similarity.communities == "the model's own classes"
+
+
+def test_without_classes_no_modularity_is_told() -> None:
+    model = residual_mlp()
+    data = samples(model, 120)
+    survey = blockfold.inspect(model, data, metric="nmse", **QUICK).survey
+    assert survey is not None
+    (similarity,) = survey.similarities
+    assert similarity.communities is None and similarity.modularity is None
+    assert {unit.modularity_gain for unit in similarity.units} == {None}
+
+
+def test_units_that_change_width_have_no_distance_but_a_likeness() -> None:
+    units = found(residual_cnn((6, 8)), samples(residual_cnn((6, 8)), 160)).units
+    changed = [unit for unit in units if unit.max_sliced_wasserstein is None]
+    kept = [unit for unit in units if unit.max_sliced_wasserstein is not None]
+    assert {"stem0", "stem1"} <= {unit.name for unit in changed}
+    assert {f"blocks.{i}" for i in range(6)} <= {unit.name for unit in kept}
+    assert all(-1 <= unit.cka <= 1 for unit in units)
+
+
+def test_layers_that_never_vary_have_stated_values() -> None:
+    """Whatever the sample, the stream is the same: no NaN anywhere."""
+    net = Net()
+    quiet = net.node("Mul", "x", net.constant(np.zeros(1, np.float32)))
+    h = net.node("Add", quiet, net.constant(np.ones(8, np.float32)))
+    for i in range(3):
+        net.scope = f"/blocks.{i}"
+        branch = net.linear(net.node("Relu", net.linear(h, 8, 16)), 16, 8)
+        h = net.node("Add", h, branch, out=f"h{i}")
+    net.head(h, 8)
+    model = net.model({"x": (FLOAT, ("batch", TOKENS, 8))}, LOGITS)
+    data = samples(model, 120) | {"labels": np.arange(120) % 3}
+    inspection = blockfold.inspect(model, data, **QUICK)
+    survey = inspection.survey
+    assert survey is not None
+    (similarity,) = survey.similarities
+    assert np.isfinite(similarity.cka).all()
+    json.dumps(inspection_document(inspection)["spans"], allow_nan=False, default=vars)
+    still = [one for one in survey.spans if one.span.name == "blocks.1"]
+    assert still
+    for one in still:
+        assert one.likeness is not None
+        assert (one.likeness.cka, one.nbl_bound) == (0.0, 0.0)
+        assert np.isfinite([one.cosine, one.angular_distance, one.identity_error]).all()
+        assert one.affine_r2 in (1.0, -np.inf)
+        assert one.likeness.modularity_gain == 0.0
 
 
 def test_padding_has_no_part() -> None:
@@ -80,6 +181,9 @@ def test_padding_has_no_part() -> None:
     assert (other[ids] != data[ids]).any()
     one, two = found(model, data), found(model, other)
     np.testing.assert_allclose(one.cka, two.cka, atol=1e-5)
+    told = [unit.activation_entropy for unit in one.units]
+    assert told == [unit.activation_entropy for unit in two.units]
+    assert any(told)
     whole = found(model, {**data, mask: np.ones_like(data[mask])})
     assert np.abs(np.subtract(one.cka, whole.cka)).max() > 1e-3
 
@@ -97,6 +201,7 @@ def test_too_few_samples_for_a_kernel_are_no_obstacle() -> None:
     survey = blockfold.inspect(residual_mlp(), samples(residual_mlp(), 8), **QUICK).survey
     assert survey is not None
     assert survey.similarities == ()
+    assert {one.likeness for one in survey.spans} == {None}
 
 
 def test_candidates_are_ranked() -> None:

@@ -109,6 +109,12 @@ def test_inspect_as_json(data: list[str], here: Path, command: CommandLine) -> N
     if data == ["--data", "samples.npz"]:
         for name in ("block_redundancy", "cosine", "block_influence", "identity_error"):
             assert np.isfinite([span[name] for span in found["spans"]]).all()
+        for name in ("angular_distance", "nbl_bound"):
+            assert np.isfinite([span[name] for span in found["spans"]]).all()
+        likenesses = [span["likeness"] for span in found["spans"]]
+        assert all(
+            0 <= one["activation_entropy"] <= 1 for one in likenesses if one["name"] != FOUND
+        )
         r2 = {name: span["affine_r2"] for name, span in spans.items()}
         assert r2.pop(FOUND) == pytest.approx(1, abs=1e-5)
         assert max(r2.values()) < 0.99

@@ -19,7 +19,7 @@ from blockfold.calibration.splits import split
 from blockfold.ir.blocks import Anatomy
 from blockfold.ir.onnx_file import OnnxModel, read
 from blockfold.ir.spans import Span, prove
-from blockfold.passes.layout import anatomies, observe
+from blockfold.passes.layout import anatomies, lay_out
 from blockfold.passes.score import measure
 from blockfold.passes.task import Task, make_task
 
@@ -79,7 +79,8 @@ class Exported:
 
     def surrogates(self) -> Rows:
         """Per span, its affine map's output on the rows of samples it was not solved on."""
-        shapes = observe(self.task, [self.stream])
+        layout = lay_out(self.task)
+        shapes = layout.observed
         proved = [prove(self.model.graph, self.stream, *ends, shapes) for ends in self.ends()]
         spans = [span for span in proved if isinstance(span, Span)]
         assert len(spans) == len(self.ends())
@@ -87,7 +88,7 @@ class Exported:
         held = next(iter(self.task.data.batches(self.task.splits.certify, SENTENCES)))
         entries = runner(held.feeds)
         found = {}
-        for one in measure(self.task, spans, "test"):
+        for one in measure(self.task, layout, spans, "test"):
             x = as_rows(entries[one.span.entry], -1).astype(np.float64)
             key = (one.span.name, one.span.start, one.span.stop)
             found[key] = x @ one.solution.W + one.solution.b

@@ -27,7 +27,7 @@ from ...calibration.masks import row_weights
 from ...calibration.runtime import Runner
 from ...ir.onnx_file import OnnxModel
 from ...passes.budget import Budget
-from ...passes.costs import CostModel, weigh
+from ...passes.costs import CostModel, count_costs
 from ...passes.fit import Healing, Recipe
 from ...passes.layout import lay_out
 from ...passes.methods import METHODS, PRESETS, Method, Published
@@ -53,11 +53,9 @@ class Comparer:
     def __init__(self, name: str, task: Task, options: opening.Settings) -> None:
         self.name, self.task = name, task
         self.layout = lay_out(task)
-        self._feeds = opening.profile_of(task, options).feeds
-        costs = weigh(
-            task.plain, self.layout, lambda whole, changed: [*map(self._flops, (whole, *changed))]
-        )
-        self.costs = CostModel(self.layout.anatomies, costs)
+        profile = opening.profile_of(task, options)
+        self._feeds = profile.feeds
+        self.costs = CostModel(self.layout.anatomies, count_costs(task, self.layout, profile))
         self.trials = Trials(task, self.layout, self.costs, None)
         self.published = Published(self.trials)
         self.certify = Reference(task, task.splits.certify, "original on certify")

@@ -3,14 +3,16 @@
     python -m blockfold.tools.benchmarks.predictors --model NAME MODEL DATA METRIC [--model ...]
 
 Every unit that may be replaced is replaced by itself, once by nothing and once by its best map, and
-the damage on the select split is set beside what each metric said of the unit from the fit split.
-Printed is Spearman's rank correlation, 1 where the metric sorts the units exactly by damage.
+the damage on the select split is set beside what each metric said of the unit. Printed is
+Spearman's rank correlation, 1 where the metric sorts the units exactly by damage. The last row is
+what the search goes by: error at the exit times how much the output feels one there, for which one
+surrogate of each exit is measured on a few samples.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,10 +20,12 @@ import click
 import numpy as np
 from scipy.stats import spearmanr
 
+from ...passes.budget import Budget
 from ...passes.costs import CostModel, Costs
 from ...passes.fit import Healing, Recipe
-from ...passes.score import Redundancy, score
-from ...passes.similarity import UnitRecord
+from ...passes.rating import METRICS, rating
+from ...passes.score import score
+from ...passes.search import Search
 from ...passes.surrogates import Wish
 from ...passes.task import Task
 from ...passes.trial import Trials
@@ -32,16 +36,7 @@ TOGETHER = 4
 
 UNREPAIRED = Healing(refit=None)
 
-METRICS: dict[str, Callable[[Redundancy, UnitRecord], float | None]] = {
-    "block redundancy": lambda span, _: -span.block_redundancy,
-    "block influence": lambda span, _: span.block_influence,
-    "identity error": lambda span, _: span.identity_error,
-    "1 - affine R2": lambda span, _: 1.0 - span.affine_r2,
-    "1 - CKA": lambda _, unit: 1.0 - unit.cka,
-    "sliced W2": lambda _, unit: unit.max_sliced_wasserstein,
-    "gain of modularity": lambda _, unit: unit.modularity_gain,
-}
-"""Each so that more means less redundant."""
+FORETOLD = "error x sensitivity"
 
 
 @dataclass(frozen=True)
@@ -58,38 +53,33 @@ class Correlation:
 def correlations(name: str, task: Task) -> list[Correlation]:
     """What every metric says of a model's units, against damages."""
     survey = score(task)
-    records = {
-        (similarity.stream, unit.name): unit
-        for similarity in survey.similarities
-        for unit in similarity.units
-    }
-    pairs = [
-        (span, records[span.span.stream, span.span.name])
-        for span in survey.spans
-        if span.span.stop - span.span.start == 1 and (span.span.stream, span.span.name) in records
-    ]
+    units = [one for one in survey.spans if one.span.stop - one.span.start == 1]
+    units = [one for one in units if one.span.blocks > 0]
     free = CostModel(survey.layout.anatomies, Costs(1.0, {}, {}))
     with Trials(task, survey.layout, free, None) as trials:
-        pairs = [(span, unit) for span, unit in pairs if span.span.blocks > 0]
-        spans = [span.span for span, _ in pairs]
-        wishes = [Wish(span, "identity") for span in spans]
-        wishes += [Wish(span, trials.forms.mapping(span)) for span in spans]
-        recipes = [Recipe((wish,), UNREPAIRED) for wish in wishes]
+        drops = [Wish(one.span, "identity") for one in units]
+        maps = [Wish(one.span, trials.forms.mapping(one.span)) for one in units]
+        recipes = [Recipe((wish,), UNREPAIRED) for wish in (*drops, *maps)]
         damages = [
             trial.damage
             for at in range(0, len(recipes), TOGETHER)
             for trial in trials.fit(recipes[at : at + TOGETHER])
         ]
-    dropped, mapped = damages[: len(spans)], damages[len(spans) :]
+        options = Search(trials, Budget.of()).probe().options()
+    foretold = {option.wish: option.foretold for option in options}
+    said: dict[str, list[list[float | None]]] = {
+        metric: [[rating(metric, one) for one in units]] * 2 for metric in METRICS
+    }
+    said[FORETOLD] = [[foretold.get(wish) for wish in wishes] for wishes in (drops, maps)]
     return [
         Correlation(
             name,
             metric,
-            len(spans),
-            _spearman([of(*pair) for pair in pairs], dropped),
-            _spearman([of(*pair) for pair in pairs], mapped),
+            len(units),
+            _spearman(of_drops, damages[: len(units)]),
+            _spearman(of_maps, damages[len(units) :]),
         )
-        for metric, of in METRICS.items()
+        for metric, (of_drops, of_maps) in said.items()
     ]
 
 
@@ -109,7 +99,7 @@ def show(found: Sequence[Correlation]) -> None:
     heads = [f"{model} ({units[model]})" for model in models]
     click.echo(f"| metric | {' | '.join(heads)} |")
     click.echo(f"| --- |{' --- |' * len(models)}")
-    for metric in METRICS:
+    for metric in dict.fromkeys(c.metric for c in found):
         row = [cells[model, metric] for model in models]
         click.echo(f"| {metric} | {' | '.join(f'{c.dropped:.2f} / {c.mapped:.2f}' for c in row)} |")
 

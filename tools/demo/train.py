@@ -18,7 +18,7 @@ from __future__ import annotations
 import argparse
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -55,31 +55,32 @@ def split(seed: int = SEED) -> tuple[Images, Labels, Images, Labels]:
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention, (n, tokens, WIDTH) to the same."""
+    """Multi-head self-attention, (n, tokens, width) to the same."""
 
-    def __init__(self) -> None:
+    def __init__(self, width: int) -> None:
         super().__init__()
-        self.qkv = nn.Linear(WIDTH, 3 * WIDTH)
-        self.out = nn.Linear(WIDTH, WIDTH)
+        self.qkv = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        heads = (-1, x.shape[1], HEADS, WIDTH // HEADS)
+        width = self.out.in_features
+        heads = (-1, x.shape[1], HEADS, width // HEADS)
         q, k, v = (part.reshape(heads).transpose(1, 2) for part in self.qkv(x).chunk(3, dim=-1))
         weights = (q @ k.transpose(2, 3) * heads[3] ** -0.5).softmax(dim=-1)
-        y: Tensor = self.out((weights @ v).transpose(1, 2).reshape(-1, x.shape[1], WIDTH))
+        y: Tensor = self.out((weights @ v).transpose(1, 2).reshape(-1, x.shape[1], width))
         return y
 
 
 class Block(nn.Module):
-    """x + attention(norm(x)), then + mlp(norm(x)); (n, tokens, WIDTH) to the same."""
+    """x + attention(norm(x)), then + mlp(norm(x)); (n, tokens, width) to the same."""
 
-    def __init__(self) -> None:
+    def __init__(self, width: int) -> None:
         super().__init__()
-        self.attention_norm = nn.LayerNorm(WIDTH)
-        self.attention = Attention()
-        self.mlp_norm = nn.LayerNorm(WIDTH)
+        self.attention_norm = nn.LayerNorm(width)
+        self.attention = Attention(width)
+        self.mlp_norm = nn.LayerNorm(width)
         self.mlp = nn.Sequential(
-            nn.Linear(WIDTH, 4 * WIDTH), nn.GELU(), nn.Linear(4 * WIDTH, WIDTH)
+            nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width)
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -91,14 +92,14 @@ class Block(nn.Module):
 class VisionTransformer(nn.Module):
     """Images of shape (n, 1, 8, 8) to logits of shape (n, 10)."""
 
-    def __init__(self) -> None:
+    def __init__(self, width: int = WIDTH, depth: int = DEPTH) -> None:
         super().__init__()
-        self.patches = nn.Conv2d(1, WIDTH, PATCH, stride=PATCH)
-        self.class_token = nn.Parameter(torch.zeros(1, 1, WIDTH))
-        self.positions = nn.Parameter(torch.randn(1, (SIDE // PATCH) ** 2 + 1, WIDTH) * 0.02)
-        self.blocks = nn.Sequential(*(Block() for _ in range(DEPTH)))
-        self.norm = nn.LayerNorm(WIDTH)
-        self.head = nn.Linear(WIDTH, CLASSES)
+        self.patches = nn.Conv2d(1, width, PATCH, stride=PATCH)
+        self.class_token = nn.Parameter(torch.zeros(1, 1, width))
+        self.positions = nn.Parameter(torch.randn(1, (SIDE // PATCH) ** 2 + 1, width) * 0.02)
+        self.blocks = nn.Sequential(*(Block(width) for _ in range(depth)))
+        self.norm = nn.LayerNorm(width)
+        self.head = nn.Linear(width, CLASSES)
 
     def forward(self, image: Tensor) -> Tensor:
         patches = self.patches(image).flatten(2).transpose(1, 2)
@@ -121,8 +122,19 @@ def augment(images: Tensor) -> Tensor:
     return (moved + 0.05 * torch.randn_like(moved)).clamp(0, 1)
 
 
-def fit(model: VisionTransformer, images: Images, labels: Labels, epochs: int) -> None:
-    """Train in place; the model is left in eval mode."""
+def fit(
+    model: VisionTransformer,
+    images: Images,
+    labels: Labels,
+    epochs: int,
+    *,
+    penalty: Callable[[], Tensor] | None = None,
+    after_step: Callable[[float], None] | None = None,
+) -> None:
+    """Train in place; the model is left in eval mode.
+
+    `penalty` is one more term in the loss; `after_step` is told the share of the steps done.
+    """
     x, y = torch.from_numpy(images), torch.from_numpy(labels)
     steps = max(1, epochs * (len(x) // BATCH))
 
@@ -136,11 +148,15 @@ def fit(model: VisionTransformer, images: Images, labels: Labels, epochs: int) -
         total = 0.0
         for rows in torch.randperm(len(x)).chunk(len(x) // BATCH):
             loss = functional.cross_entropy(model(augment(x[rows])), y[rows], label_smoothing=0.1)
+            if penalty is not None:
+                loss = loss + penalty()
             optimizer.zero_grad()
             torch.autograd.backward(loss)
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             schedule.step()
+            if after_step is not None:
+                after_step(schedule.last_epoch / steps)
             total += loss.item() * len(rows)
         if epoch % 10 == 0:
             sys.stderr.write(f"epoch {epoch}/{epochs}: loss {total / len(x):.3f}\n")

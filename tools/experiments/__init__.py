@@ -1,0 +1,1 @@
+"""Experiments of the published methods, repeated in small on handwritten digits."""
