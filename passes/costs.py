@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 
@@ -121,7 +122,7 @@ def count_costs(task: Task, layout: Layout, profile: Profile) -> Costs:
     """FLOPs at the profile in the place of milliseconds: no clock has a part in them."""
 
     def counted(whole: OnnxModel, changed: Iterable[OnnxModel]) -> list[float]:
-        models = (whole, *changed)
+        models = chain([whole], changed)
         return [float(flops(model, task.runtime, profile.feeds)) for model in models]
 
     return weigh(task.plain, layout, counted)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 
+from ...calibration.flops import flops
 from ...ir.errors import NotMet
 from ...passes.budget import Budget
 from ...passes.condition import LaCoOT
