@@ -54,16 +54,17 @@ def take_turns(
     Their order is drawn anew for every round, or whatever else runs at the pace of the rounds would
     always meet the same runner.
     """
-    feeds = dict(profile.feeds)
+    feeds = [runner.taken(profile.feeds) for runner in runners]
     counts = []
-    for runner in runners:
-        seconds = min(_once_ms(runner, feeds) for _ in range(WARM_UP_RUNS)) / 1e3
+    for runner, taken in zip(runners, feeds, strict=True):
+        seconds = min(_once_ms(runner, taken) for _ in range(WARM_UP_RUNS)) / 1e3
         counts.append(max(1, min(200, round(round_seconds / max(seconds, 1e-6)))))
     found = np.zeros((len(runners), rounds))
     rng = np.random.default_rng(0)
     for turn in range(rounds):
         for at in rng.permutation(len(runners)):
-            found[at, turn] = np.median([_once_ms(runners[at], feeds) for _ in range(counts[at])])
+            runner, taken = runners[at], feeds[at]
+            found[at, turn] = np.median([_once_ms(runner, taken) for _ in range(counts[at])])
     return [Timing(row) for row in found]
 
 

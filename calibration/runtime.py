@@ -182,13 +182,15 @@ class Runner:
     def __call__(self, feeds: Feeds) -> dict[str, np.ndarray]:
         """Run one batch: arrays (rows, ...) in, arrays by value name out.
 
+        What the model does not take is left out: it may lack inputs of its original.
         Raises BadInput where onnxruntime refuses the data.
         """
         rows = len(next(iter(feeds.values())))
+        feeds = self.taken(feeds)
         if self.fixed_batch is not None and rows != self.fixed_batch:
             feeds = {name: pad_rows(array, self.fixed_batch) for name, array in feeds.items()}
         try:
-            results = self._session.run(self._wanted, dict(feeds))
+            results = self._session.run(self._wanted, feeds)
         except Exception as error:  # onnxruntime's errors share no public base class
             raise BadInput(
                 f"onnxruntime cannot run the model on this data: {_line(error)}"
@@ -198,6 +200,10 @@ class Runner:
         if self.fixed_batch is not None and rows != self.fixed_batch:
             found = {name: cut_rows(array, rows, self.fixed_batch) for name, array in found.items()}
         return found
+
+    def taken(self, feeds: Feeds) -> dict[str, np.ndarray]:
+        """The feeds that the model takes."""
+        return {name: feeds[name] for name in self.inputs if name in feeds}
 
     def run_whole(self, feeds: Feeds) -> dict[str, np.ndarray]:
         """The model's own outputs on a batch that needs no padding."""

@@ -179,12 +179,18 @@ class Graph:
         """Indices of the nodes that some output needs."""
         return frozenset(self.needed_by(self.outputs))
 
-    def freed_by(self, exit_: str, entry: str) -> frozenset[int]:
-        """Indices of the nodes that no output needs any more once `exit_` is made from `entry`."""
+    def freed_by(
+        self, exit_: str, entry: str, dropped: frozenset[str] = frozenset()
+    ) -> frozenset[int]:
+        """Indices of the nodes that no output needs any more once `exit_` is made from `entry`.
+
+        Outputs that are `dropped` count no more.
+        """
+        given = self.given - dropped
         freed: set[int] = set()
 
         def is_read(name: str) -> bool:
-            return name in self.given or any(
+            return name in given or any(
                 reader.index in self.needed
                 and reader.index not in freed
                 and reader.kind is not Kind.SHAPE

@@ -8,14 +8,25 @@ What no rule explains becomes a Length of the value itself.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from math import prod
 
 import onnx
 
 from .graph import Graph, Kind, Node
 from .onnx_file import OnnxModel
-from .onnx_shapes import MOST_NUMBERS, NUMBERS, SHAPES, Call, Dim, Dims, Length, nothing, same
+from .onnx_shapes import (
+    MOST_NUMBERS,
+    NUMBERS,
+    SHAPES,
+    Call,
+    Dim,
+    Dims,
+    Equalities,
+    Length,
+    nothing,
+    same,
+)
 
 
 class Lengths:
@@ -26,6 +37,8 @@ class Lengths:
         self._protos = model.proto.graph.node
         self._shapes: dict[str, Dims | None] = {}
         self._numbers: dict[str, tuple[Dim | None, ...]] = {}
+        made = (*self._graph.inputs, *(n for node in self._graph.nodes for n in node.outputs))
+        self._equal = Equalities({name: place for place, name in enumerate(made)})
         for tensor in model.proto.graph.initializer:
             self._read(tensor.name, tensor)
         for name in (*self._graph.constants, *self._graph.inputs):
@@ -34,13 +47,25 @@ class Lengths:
             self._infer(node)
 
     def shape(self, name: str) -> Dims | None:
-        """The dimensions of a value, None where not even their count is known."""
-        return self._shapes.get(name)
+        """The dimensions of a value, None where not even their count is known.
+
+        What is known to be equal is written alike.
+        """
+        shape = self._shapes.get(name)
+        return None if shape is None else tuple(map(self._equal.of, shape))
+
+    def equate(self, dims: Iterable[Dim]) -> None:
+        """Take these to be equal, for a reason that no single node shows."""
+        self._equal.unite(dims)
+
+    def alike(self, length: Length) -> list[Length]:
+        """The lengths equal to it, itself included: inputs' first, then as values are made."""
+        return self._equal.alike(length)
 
     def given_by(self, node: Node) -> Dims | None:
         """The lengths that a Shape node gives, None where they are not known in number."""
         numbers = self._numbers.get(node.outputs[0]) if node.op == "Shape" else None
-        dims = tuple(dim for dim in numbers or () if dim is not None)
+        dims = tuple(self._equal.of(dim) for dim in numbers or () if dim is not None)
         return dims if numbers is not None and len(dims) == len(numbers) else None
 
     def _infer(self, node: Node) -> None:
@@ -57,7 +82,7 @@ class Lengths:
                     self._numbers[node.outputs[0]] = (attribute.i,)
                 elif attribute.name == "value_ints":
                     self._numbers[node.outputs[0]] = tuple(attribute.ints)
-        call = Call(node, self._attributes(node), self._shapes, self._numbers)
+        call = Call(node, self._attributes(node), self._shapes, self._numbers, self._equal)
         numbers = NUMBERS.get(node.op, nothing)(call)
         if numbers is not None and len(numbers) <= MOST_NUMBERS:
             self._numbers[node.outputs[0]] = numbers

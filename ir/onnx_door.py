@@ -1,8 +1,9 @@
 """The one door through which an ONNX graph is changed.
 
 The original ModelProto is kept and a DELTA is applied to a copy: nodes removed, added and rewired,
-initializers added and dropped, metadata set. What the delta does not name is copied as it is, so
-nothing that a reader might not understand (annotations, functions, odd weight types) can be lost.
+initializers added and dropped, inputs and outputs dropped, metadata set. What the delta does not
+name is copied as it is, so nothing that a reader might not understand (annotations, functions, odd
+weight types) can be lost.
 """
 
 from __future__ import annotations
@@ -32,12 +33,15 @@ class Delta:
     renamed_outputs: dict[int, dict[str, str]] = field(default_factory=dict)
     added: list[onnx.TensorProto] = field(default_factory=list)
     dropped: set[str] = field(default_factory=set)
+    dropped_inputs: set[str] = field(default_factory=set)
+    dropped_outputs: set[str] = field(default_factory=set)
     metadata: dict[str, str] = field(default_factory=dict)
 
     @property
     def is_empty(self) -> bool:
-        parts = (self.removed, self.inserted, self.renamed_inputs, self.renamed_outputs)
-        return not any((*parts, self.added, self.dropped, self.metadata))
+        nodes = (self.removed, self.inserted, self.renamed_inputs, self.renamed_outputs)
+        others = (self.added, self.dropped, self.dropped_inputs, self.dropped_outputs)
+        return not any((*nodes, *others, self.metadata))
 
 
 def insert(
@@ -115,6 +119,8 @@ def apply(model: OnnxModel, delta: Delta) -> OnnxModel:
     graph = proto.graph
     del graph.node[:]
     graph.node.extend(_nodes(model.proto.graph.node, delta))
+    _keep(graph.input, lambda value: value.name not in delta.dropped_inputs)
+    _keep(graph.output, lambda value: value.name not in delta.dropped_outputs)
     _keep(graph.initializer, lambda tensor: tensor.name not in delta.dropped)
     graph.initializer.extend(delta.added)
     known = _names(graph)

@@ -114,6 +114,23 @@ SMOOTH_OUTPUTS: dict[str, tuple[int, ...]] = {
 }
 """Operators only some of whose outputs carry a derivative; the rest are indices and masks."""
 
+MOVING = VIEWS | frozenset(
+    "Cast CastLike Identity Transpose Slice Split Gather GatherElements Expand Tile Concat "
+    "ScatterND ScatterElements Scatter TensorScatter".split()
+)
+"""Operators whose outputs hold the numbers of their first input (Concat: of all), moved about."""
+
+CACHE_SLOTS: dict[str, tuple[tuple[int, int], ...]] = {
+    "Attention": ((4, 1), (5, 2)),
+    "MultiHeadAttention": ((6, 1), (7, 2)),
+    "GroupQueryAttention": ((3, 1), (4, 2)),
+    "SparseAttention": ((3, 1), (4, 2)),
+    "DecoderMaskedSelfAttention": ((4, 1),),
+    "DecoderMaskedMultiHeadAttention": ((5, 1), (6, 2)),
+}
+"""Fused attentions: the inputs that hold keys and values of earlier tokens, and the outputs that
+hold these and the new ones."""
+
 INTEGER_TYPES = frozenset({2, 3, 4, 5, 6, 7, 8, 9, 12, 13, 21, 22, 25, 26})
 """TensorProto.DataType codes of integers, strings and bool: a Cast to one stops a derivative."""
 

@@ -7,7 +7,7 @@ One rule per operator: from what is known of the inputs to the dimensions of the
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 
@@ -32,6 +32,59 @@ Dim = int | Length
 Dims = tuple[Dim, ...]
 
 
+class Equalities:
+    """Lengths that must be equal for the graph to run, in classes.
+
+    One stands for all of a class: a number where one is known, else the length of the value that
+    has the first of the `places`.
+    """
+
+    def __init__(self, places: Mapping[str, int]) -> None:
+        self._places = places
+        self._stand_ins: dict[Length, Dim] = {}
+        self._classes: dict[Dim, list[Length]] = {}
+        self._broadcasts: dict[frozenset[Dim], Length] = {}
+        self._parts: dict[Dim, frozenset[Dim]] = {}
+
+    def of(self, dim: Dim) -> Dim:
+        """The one that stands for it."""
+        while isinstance(dim, Length) and dim in self._stand_ins:
+            dim = self._stand_ins[dim]
+        return dim
+
+    def alike(self, length: Length) -> list[Length]:
+        """All that are equal to it, itself included, by their places."""
+        return sorted(self._classes.get(self.of(length), [length]), key=self._place)
+
+    def unite(self, dims: Iterable[Dim]) -> Dim:
+        """Note that they are equal; gives the one that stands for all of them."""
+        best, *others = sorted({self.of(dim) for dim in dims}, key=self._place)
+        if others:
+            found = self._classes.setdefault(best, [best] if isinstance(best, Length) else [])
+            for dim in others:
+                if isinstance(dim, Length):
+                    self._stand_ins[dim] = best
+                    found += self._classes.pop(dim, [dim])
+        return best
+
+    def broadcast(self, dims: Iterable[Dim], made: Length) -> Dim:
+        """The length that these give, each equal to it or 1; `made` where they meet at first.
+
+        Whichever of them is 1: the same ones give the same, and so does one of them once more.
+        """
+        wide = {self.of(dim) for dim in dims} - {1}
+        numbers = [dim for dim in wide if isinstance(dim, int)]
+        if numbers or len(wide) < 2:
+            return next(iter([*numbers, *wide]), 1)
+        parts = frozenset[Dim]().union(*(self._parts.get(dim, {dim}) for dim in wide))
+        found = self._broadcasts.setdefault(parts, made)
+        self._parts[found] = parts
+        return self.of(found)
+
+    def _place(self, dim: Dim) -> tuple[int, int]:
+        return (-1, dim) if isinstance(dim, int) else (self._places[dim.value], dim.axis)
+
+
 @dataclass(frozen=True)
 class Call:
     """One node with what is known of its inputs."""
@@ -40,12 +93,15 @@ class Call:
     attributes: Mapping[str, int | Sequence[int]]
     shapes: Mapping[str, Dims | None]
     known: Mapping[str, tuple[Dim | None, ...]]
+    equal: Equalities
 
     def shape(self, index: int) -> Dims | None:
-        return self.shapes.get(self._name(index))
+        shape = self.shapes.get(self._name(index))
+        return None if shape is None else tuple(map(self.equal.of, shape))
 
     def numbers(self, index: int) -> tuple[Dim | None, ...] | None:
-        return self.known.get(self._name(index))
+        numbers = self.known.get(self._name(index))
+        return numbers and tuple(None if dim is None else self.equal.of(dim) for dim in numbers)
 
     def attribute(self, name: str, default: int) -> int:
         value = self.attributes.get(name, default)
@@ -76,32 +132,27 @@ def same(call: Call) -> Dims | None:
 
 
 def _broadcast(call: Call) -> Dims | None:
-    """Lengths are equal or one; of two different Lengths either might be the one."""
     shapes = [call.shape(i) for i, name in enumerate(call.node.inputs) if name]
     known = [shape for shape in shapes if shape is not None]
-    if len(known) < len(shapes):
-        return None
-    rank = max(map(len, known))
-    padded = [(1,) * (rank - len(shape)) + shape for shape in known]
-    dims: list[Dim] = []
-    for axis, column in enumerate(zip(*padded, strict=True)):
-        wide = {dim for dim in column if dim != 1}
-        numbers = [dim for dim in wide if isinstance(dim, int)]
-        if len(wide) <= 1:
-            dims.append(wide.pop() if wide else 1)
-        else:
-            dims.append(numbers[0] if numbers else Length(call.node.outputs[0], axis))
-    return tuple(dims)
+    return _joined(call, known) if len(known) == len(shapes) else None
+
+
+def _joined(call: Call, shapes: Sequence[Dims]) -> Dims:
+    """The first axes of the node's output, where these shapes are broadcast to one."""
+    rank = max(map(len, shapes))
+    padded = [_pad_ones(shape, rank) for shape in shapes]
+    return tuple(
+        call.equal.broadcast(column, Length(call.node.outputs[0], axis))
+        for axis, column in enumerate(zip(*padded, strict=True))
+    )
 
 
 def _matmul(call: Call) -> Dims | None:
     a, b = call.shape(0), call.shape(1)
     if a is None or b is None or len(a) < 2 or len(b) < 2:
         return None
-    if len(b) == 2:
-        return (*a[:-1], b[-1])
-    stack = a[:-2] if a[:-2] == b[:-2] else None
-    return None if stack is None else (*stack, a[-2], b[-1])
+    call.equal.unite((a[-1], b[-2]))
+    return (*_joined(call, (a[:-2], b[:-2])), a[-2], b[-1])
 
 
 def _gemm(call: Call) -> Dims | None:
@@ -139,9 +190,13 @@ def _squeeze(call: Call) -> Dims | None:
 
 def _reshape(call: Call) -> Dims | None:
     before, wanted = call.shape(0), call.numbers(1)
-    if before is None or wanted is None or None in wanted or call.attribute("allowzero", 0):
+    if before is None or wanted is None or None in wanted:
         return None
-    dims = [before[i] if dim == 0 and i < len(before) else dim for i, dim in enumerate(wanted)]
+    copies = not call.attribute("allowzero", 0)
+    dims = [
+        before[i] if copies and dim == 0 and i < len(before) else dim
+        for i, dim in enumerate(wanted)
+    ]
     open_axis = [i for i, dim in enumerate(dims) if dim == -1]
     known = [dim for dim in dims if dim is not None and dim != -1]
     if open_axis:
@@ -175,12 +230,17 @@ def _gather(call: Call) -> Dims | None:
 
 
 def _concat(call: Call) -> Dims | None:
-    """The joined axis is left to the file; the others are those of any input."""
-    shape = call.shape(0)
-    if shape is None:
-        return None
-    axis = call.attribute("axis", 0) % len(shape)
-    return tuple(Length(call.node.outputs[0], i) if i == axis else d for i, d in enumerate(shape))
+    """The joined axis is left to the file; on the others all inputs are equal."""
+    shapes = [call.shape(i) for i in range(len(call.node.inputs))]
+    first = shapes[0]
+    if first is None or len(shapes) == 1:
+        return first
+    joined = call.attribute("axis", 0) % len(first)
+    alike = [shape for shape in shapes if shape is not None and len(shape) == len(first)]
+    return tuple(
+        Length(call.node.outputs[0], axis) if axis == joined else call.equal.unite(dims)
+        for axis, dims in enumerate(zip(*alike, strict=True))
+    )
 
 
 def _expand(call: Call) -> Dims | None:
@@ -188,16 +248,7 @@ def _expand(call: Call) -> Dims | None:
     if shape is None or wanted is None or None in wanted:
         return None
     targets = [dim for dim in wanted if dim is not None]
-    rank = max(len(shape), len(targets))
-    columns = zip(_pad_ones(shape, rank), _pad_ones(targets, rank), strict=True)
-    dims: list[Dim] = []
-    for axis, (own, target) in enumerate(columns):
-        if own == 1 or target == 1 or own == target:
-            dims.append(target if own == 1 else own)
-        else:
-            numbers = [dim for dim in (own, target) if isinstance(dim, int)]
-            dims.append(numbers[0] if numbers else Length(call.node.outputs[0], axis))
-    return tuple(dims)
+    return _joined(call, (shape, tuple(targets)))
 
 
 def _pad_ones(dims: Sequence[Dim], rank: int) -> Dims:

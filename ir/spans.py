@@ -7,7 +7,7 @@ seen on data alone. What cannot be proved is a Refusal that names the reason and
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from .blocks import Anatomy
@@ -24,10 +24,10 @@ class Span:
 
     Replacing it means: whoever reads `exit` reads a map of `entry` instead, and the nodes listed
     in `removed` (indices) are no longer needed by anyone. `side_inputs` are other values that flow
-    into the span (encoder states, say). `channel_axis` is -1 for tokens, 1 for feature maps; `rank`
-    counts all axes and `width` the channels of the exit, 0 where they are not known. `strides`, one
-    per spatial axis, is empty where both ends have one shape; else the entry has `entry_width`
-    channels.
+    into the span (encoder states, say), `dropped` outputs of the graph that go with it (caches).
+    `channel_axis` is -1 for tokens, 1 for feature maps; `rank` counts all axes and `width` the
+    channels of the exit, 0 where they are not known. `strides`, one per spatial axis, is empty
+    where both ends have one shape; else the entry has `entry_width` channels.
     """
 
     stream: str
@@ -45,6 +45,7 @@ class Span:
     width: int = 0
     strides: tuple[int, ...] = ()
     entry_width: int = 0
+    dropped: tuple[str, ...] = ()
 
     @property
     def is_map(self) -> bool:
@@ -66,13 +67,17 @@ class Span:
 
 @dataclass(frozen=True)
 class Refusal:
-    """Why the stretch between two cuts cannot be replaced, and where that shows."""
+    """Why the stretch between two cuts cannot be replaced, and where that shows.
+
+    `output` is the output of the graph that stands in the way, if one does.
+    """
 
     start: int
     stop: int
     name: str
     reason: str
     node: str
+    output: str = ""
 
 
 def prove(
@@ -81,8 +86,11 @@ def prove(
     start: int,
     stop: int,
     observed: ObservedShapes | None = None,
+    droppable: frozenset[str] = frozenset(),
 ) -> Span | Refusal:
     """The span from cut `start` to cut `stop`, or why there is none.
+
+    `droppable` are outputs that may go with the span that makes them.
 
     It ends at the exit cut's first value, so that a norm or activation that follows is kept and the
     map is fitted in front of it. It begins at the entry cut's last value of that shape, or else at
@@ -101,11 +109,14 @@ def prove(
         return Refusal(start, stop, name, str(reasons[entries[0]]), maker)
     resized: tuple[int, ...] = strides[entry] if reasons[entry] else ()
     axis = channel_axis(graph, exit_, entry, observed)
-    removed = graph.freed_by(exit_, entry)
-    escape = _escape(graph, anatomy, start, stop, removed)
+    inside = [node for i in range(start, stop) for node in anatomy.chain.stretches[i]]
+    made = [name for node in inside for name in node.outputs if name != exit_]
+    dropped = tuple(name for name in made if name in droppable)
+    removed = graph.freed_by(exit_, entry, frozenset(dropped))
+    escape = _escape(graph, inside, removed, {exit_, *dropped})
     if escape is not None:
-        node, reason = escape
-        return Refusal(start, stop, name, reason, str(node))
+        node, reason, output = escape
+        return Refusal(start, stop, name, reason, str(node), output)
     return Span(
         stream=anatomy.chain.source,
         start=start,
@@ -122,6 +133,7 @@ def prove(
         width=_width(graph, exit_, axis, observed),
         strides=resized,
         entry_width=_width(graph, entry, axis, observed) if resized else 0,
+        dropped=dropped,
     )
 
 
@@ -217,23 +229,25 @@ def _keeps_shape(graph: Graph, entry: str, exit_: str) -> bool:
 
 
 def _escape(
-    graph: Graph, anatomy: Anatomy, start: int, stop: int, removed: frozenset[int]
-) -> tuple[Node, str] | None:
-    """A node on the span's own path that would outlive it, and who reads it."""
-    inside = [node for i in range(start, stop) for node in anatomy.chain.stretches[i]]
+    graph: Graph, inside: Sequence[Node], removed: frozenset[int], allowed: Collection[str]
+) -> tuple[Node, str, str] | None:
+    """A node on the span's own path that would outlive it, who reads it, and as which output.
+
+    Outputs of the graph that are `allowed` are no reason to.
+    """
     path = {node.index for node in inside}
     outlives = None
     for node in inside:
-        made = [name for name in node.outputs if name in graph.given]
-        if made and made[0] != anatomy.chain.cuts[stop].first:
-            return node, f"the graph output {made[0]!r} is made inside it"
+        made = [name for name in node.outputs if name in graph.given and name not in allowed]
+        if made:
+            return node, f"the graph output {made[0]!r} is made inside it", made[0]
         if node.index not in removed:
             outlives = outlives or node
             for name in node.outputs:
                 for reader in graph.consumers.get(name, ()):
                     if reader.index not in removed | path and reader.kind is not Kind.SHAPE:
-                        return node, f"{reader} outside it still reads {name!r}"
-    return None if outlives is None else (outlives, f"{outlives} is still needed outside it")
+                        return node, f"{reader} outside it still reads {name!r}", ""
+    return None if outlives is None else (outlives, f"{outlives} is still needed outside it", "")
 
 
 def _side_inputs(

@@ -23,6 +23,14 @@ class PassResult:
     changes: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class Dropped:
+    """Inputs and outputs of a model, by name, that a pass takes away."""
+
+    inputs: frozenset[str] = frozenset()
+    outputs: frozenset[str] = frozenset()
+
+
 class Pass(ABC):
     """A rewrite of a model. Subclasses fill in `run` and may add `requires` and `ensures`."""
 
@@ -44,16 +52,24 @@ class Pass(ABC):
     def run(self, model: OnnxModel) -> PassResult:
         """The rewrite itself."""
 
+    def drops(self, model: OnnxModel) -> Dropped:
+        """What this pass takes away of the model's interface: all of it, and nothing else."""
+        return Dropped()
+
     def ensures(self, before: OnnxModel, result: PassResult) -> None:  # noqa: B027
         """Raise PassError where the result is not what this pass promises."""
 
     def _ensure_sound(self, before: OnnxModel, after: OnnxModel) -> None:
-        """The graph is valid, and inputs and outputs keep names, order, dtypes and shapes."""
+        """The graph is valid, and inputs and outputs keep names, order, dtypes and shapes.
+
+        Those that the pass `drops` are gone.
+        """
         try:
             check(after.proto)
         except onnx.checker.ValidationError as error:
             raise PassError(f"pass {self.name} made an invalid graph: {error}") from error
-        for kind in ("input", "output"):
+        gone = self.drops(before)
+        for kind, names in (("input", gone.inputs), ("output", gone.outputs)):
             old, new = getattr(before.proto.graph, kind), getattr(after.proto.graph, kind)
-            if list(old) != list(new):
+            if [value for value in old if value.name not in names] != list(new):
                 raise PassError(f"pass {self.name} changed the model's {kind}s")

@@ -5,11 +5,12 @@
 
 What only a Shape still asks for is not worth computing: its lengths are asked of living values
 instead, wherever they can be traced to some. Index arithmetic is left as it is: it costs nothing.
+So it is with inputs that are to be dropped (caches of a removed block).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import ClassVar
 
 import numpy as np
@@ -28,10 +29,16 @@ class Cleanup(Pass):
 
     name: ClassVar[str] = "cleanup"
 
+    def __init__(
+        self, unwanted: Collection[str] = (), alike: Sequence[Sequence[Length]] = ()
+    ) -> None:
+        """`unwanted` inputs are asked for no length that others have; `alike` lengths are equal."""
+        self.unwanted, self.alike = frozenset(unwanted), tuple(alike)
+
     def run(self, model: OnnxModel) -> PassResult:
         graph = model.graph
         delta = Delta()
-        alive, rewritten = _alive(model)
+        alive, rewritten = _alive(model, self.unwanted, self.alike)
         for index, dims in rewritten.items():
             _ask_elsewhere(model, delta, graph.nodes[index], dims)
         delta.removed |= {node.index for node in graph.nodes} - alive
@@ -53,35 +60,55 @@ class Cleanup(Pass):
                 raise PassError(f"weight {tensor.name!r} is read by nothing")
 
 
-def _alive(model: OnnxModel) -> tuple[set[int], dict[int, Dims]]:
+def _alive(
+    model: OnnxModel, unwanted: Collection[str], alike: Sequence[Sequence[Length]]
+) -> tuple[set[int], dict[int, Dims]]:
     """Nodes to keep, and for each Shape among them whose value is dead: the lengths it gives."""
     graph = model.graph
     alive = graph.needed_by(graph.outputs)
+    gone = set(unwanted)
     lengths: Lengths | None = None
     while True:
         rewritten: dict[int, Dims] = {}
         zombies: set[str] = set()
         for node in (graph.nodes[index] for index in sorted(alive)):
-            if node.kind is Kind.SHAPE and not _lives(graph, node.inputs[0], alive):
-                lengths = lengths or Lengths(model)
-                dims = _traced(graph, lengths, node, alive)
+            asked = node.inputs[0] if node.kind is Kind.SHAPE else ""
+            if asked and (asked in gone or not _lives(graph, asked, alive)):
+                if lengths is None:
+                    lengths = Lengths(model)
+                    for equal in alike:
+                        lengths.equate(equal)
+                dims = _traced(graph, lengths, node, alive, gone)
                 if dims is None:
-                    zombies.add(node.inputs[0])
+                    zombies.add(asked)
                 else:
                     rewritten[node.index] = dims
         if not zombies:
             return alive, rewritten
         alive |= graph.needed_by(zombies)
+        gone -= zombies
 
 
-def _traced(graph: Graph, lengths: Lengths, node: Node, alive: set[int]) -> Dims | None:
-    """The lengths that a Shape gives, if all can be had from living values."""
+def _traced(
+    graph: Graph, lengths: Lengths, node: Node, alive: set[int], gone: Collection[str]
+) -> Dims | None:
+    """The lengths that a Shape gives, if all can be had from living values made before it."""
     asked = node.inputs[0]
     dims = lengths.given_by(node)
-    if dims is None or _is_arithmetic(graph, asked, alive):
+    if dims is None or (asked not in gone and _is_arithmetic(graph, asked, alive)):
         return None
-    is_had = all(isinstance(d, int) or _lives(graph, d.value, alive) for d in dims)
-    return dims if is_had else None
+
+    def is_at_hand(length: Length) -> bool:
+        maker = graph.producer.get(length.value)
+        is_earlier = maker is None or maker.index < node.index
+        return is_earlier and length.value not in gone and _lives(graph, length.value, alive)
+
+    had = [
+        dim if isinstance(dim, int) else next(filter(is_at_hand, lengths.alike(dim)), None)
+        for dim in dims
+    ]
+    found = tuple(dim for dim in had if dim is not None)
+    return found if len(found) == len(dims) else None
 
 
 def _is_arithmetic(graph: Graph, name: str, alive: set[int]) -> bool:

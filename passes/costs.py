@@ -20,10 +20,9 @@ from ..calibration.solve import Solution
 from ..ir.blocks import Anatomy, Unit
 from ..ir.onnx_file import OnnxModel
 from ..ir.spans import Span
-from .cleanup import Cleanup
 from .layout import Layout
+from .pipeline import build
 from .replacement import Replacement
-from .substitute import Substitute
 from .surrogates import Form, Wish, problem
 from .task import Task
 
@@ -140,7 +139,7 @@ def weigh(model: OnnxModel, layout: Layout, weights: Weights) -> Costs:
         for form in ("identity", *TIMED)
         if _can_be(span, form)
     ]
-    models = (_with(model, blank(model, Wish(span, form))) for _, form, span in changed)
+    models = (build(model, [blank(model, Wish(span, form))]) for _, form, span in changed)
     whole, *rest = weights(model, models)
     found = {(kind, form): cost for (kind, form, _), cost in zip(changed, rest, strict=True)}
     least = {kind: found[kind, _least(span)] for kind, span in chosen.items()}
@@ -168,10 +167,6 @@ def blank(model: OnnxModel, wish: Wish) -> Replacement:
     prior = problem(model, wish.form, wish.span, None).prior
     solution = Solution(prior, np.zeros(prior.shape[1]), 0.0, 0, 0, 0.0)
     return Replacement(wish.span, solution, 0.0, wish.form)
-
-
-def _with(model: OnnxModel, replacement: Replacement) -> OnnxModel:
-    return Cleanup()(Substitute([replacement])(model).model).model
 
 
 def _least(span: Span) -> Form:

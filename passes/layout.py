@@ -15,6 +15,8 @@ from ..ir.onnx_file import OnnxModel
 from ..ir.spans import ObservedShapes, Refusal, Span, prove
 from .task import Task
 
+CACHES_MAY_GO = "an output that is a decoder's cache may go with its block: --drop-cache"
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -30,7 +32,7 @@ def lay_out(task: Task) -> Layout:
     """The layout of a task's model. Raises Unsupported where there is nothing to replace."""
     streams = anatomies(task.plain)
     observed = observe(task, streams)
-    spans, refusals = offered(task.plain.graph, streams, observed)
+    spans, refusals = offered(task.plain.graph, streams, observed, task.droppable)
     return Layout(streams, observed, tuple(spans), tuple(refusals))
 
 
@@ -47,7 +49,10 @@ def anatomies(model: OnnxModel) -> tuple[Anatomy, ...]:
 
 
 def offered(
-    graph: Graph, streams: Sequence[Anatomy], observed: ObservedShapes | None
+    graph: Graph,
+    streams: Sequence[Anatomy],
+    observed: ObservedShapes | None,
+    droppable: frozenset[str] = frozenset(),
 ) -> tuple[list[Span], list[Refusal]]:
     """The spans of single units and single blocks, and the refusals among them.
 
@@ -60,7 +65,7 @@ def offered(
         ends = [(u.start, u.stop) for u in stream.units]
         ends += [(b.start, b.stop) for b in stream.blocks]
         for start, stop in dict.fromkeys(ends):
-            proved = prove(graph, stream, start, stop, observed)
+            proved = prove(graph, stream, start, stop, observed, droppable)
             if isinstance(proved, Span):
                 spans.append(proved)
             else:
@@ -69,9 +74,10 @@ def offered(
                 why = f"; {proved.name}: {proved.reason} ({proved.node})"
                 largest = max(largest, (size, why), key=lambda found: found[0])
     if not spans:
+        hint = f"; {CACHES_MAY_GO}" if any(refusal.output for refusal in refusals) else ""
         raise Unsupported(
             f"no span can be replaced: {len(streams[0].chain.cuts)} cut points and not two "
-            f"neighbours of one shape with nothing leading round{largest[1]}"
+            f"neighbours of one shape with nothing leading round{largest[1]}{hint}"
         )
     return spans, refusals
 

@@ -95,11 +95,12 @@ class Published:
     def __init__(self, trials: Trials) -> None:
         self._forms: Forms = trials.forms
         layout = trials.layout
-        graph, observed = trials.task.plain.graph, layout.observed
+        task = trials.task
+        given = task.plain.graph, layout.observed, task.droppable
         self._runs = [
             run
             for stream in layout.anatomies
-            for run in _runs(graph, stream, observed, len(stream.blocks) // 2)
+            for run in _runs(stream, len(stream.blocks) // 2, *given)
         ]
         self._measured: dict[Span, Redundancy] = {}
         self._trials = trials
@@ -181,7 +182,11 @@ class Published:
 
 
 def _runs(
-    graph: Graph, stream: Anatomy, observed: ObservedShapes, longest: int
+    stream: Anatomy,
+    longest: int,
+    graph: Graph,
+    observed: ObservedShapes,
+    droppable: frozenset[str],
 ) -> list[tuple[tuple[Block, ...], Span]]:
     """The provable runs of neighbouring blocks."""
     found = []
@@ -190,7 +195,7 @@ def _runs(
             run = stream.blocks[first : first + count]
             if len(run) < count or any(a.stop != b.start for a, b in pairwise(run)):
                 break
-            proved = prove(graph, stream, run[0].start, run[-1].stop, observed)
+            proved = prove(graph, stream, run[0].start, run[-1].stop, observed, droppable)
             if isinstance(proved, Span) and not proved.strides:
                 found.append((tuple(run), proved))
     return found

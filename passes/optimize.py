@@ -17,8 +17,9 @@ from .costs import CostModel, Costs, measure_costs
 from .fit import Healing
 from .layout import Layout, lay_out
 from .methods import Method, Published
-from .pipeline import ALL_PASSES, Switches, rewrite
+from .pipeline import ALL_PASSES, Switches, build, caches_of, rewrite
 from .plan import (
+    CacheRecord,
     DataRecord,
     LatencyRecord,
     ModelRecord,
@@ -178,10 +179,28 @@ def make_plan(
         method=method,
         rank_by=rank_by,
         healing=healing,
+        cache=_cache_record(task, replacements, switches),
         refusals=tuple(refusals),
         tensors_sha256=hashlib.sha256(tensors).hexdigest(),
     )
     return plan.model_copy(update={"sha256": plan.digest()})
+
+
+def _cache_record(
+    task: Task, replacements: Sequence[Replacement], switches: Switches
+) -> CacheRecord:
+    """The caches that the replacements take away, found by taking them away."""
+    gone = [name for replacement in replacements for name in replacement.span.dropped]
+    if not gone:
+        return CacheRecord(allowed=task.drop_cache)
+    left = build(task.plain, replacements, switches).graph.inputs
+    inputs, pasts = task.plain.graph.inputs, caches_of(task.plain, gone)
+    return CacheRecord(
+        allowed=task.drop_cache,
+        inputs=tuple(name for name in inputs if name not in left),
+        outputs=tuple(name for name in task.plain.graph.outputs if name in gone),
+        still_read=tuple(name for name in inputs if name in pasts and name in left),
+    )
 
 
 def _onnxruntime_version() -> str:

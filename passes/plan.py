@@ -56,10 +56,24 @@ class DataRecord(_Record):
     random: bool
 
 
+class CacheRecord(_Record):
+    """What became of a decoder's caches; `allowed`: they might go with the blocks that keep them.
+
+    `inputs` and `outputs` of the original are gone, all others are there, under their old names.
+    `still_read` are inputs whose outputs are gone, but that something else reads: they stay.
+    """
+
+    allowed: bool = False
+    inputs: tuple[str, ...] = ()
+    outputs: tuple[str, ...] = ()
+    still_read: tuple[str, ...] = ()
+
+
 class Decision(_Record):
     """One replacement. `ridge`, `rows`, `input_rank` and `condition` tell how a map was solved.
 
-    `folds` is the sum whose linear operation is solved again, `mask` the input that marks padding.
+    `folds` is the sum whose linear operation is solved again, `mask` the input that marks padding,
+    `dropped` are outputs of the model that go with it.
     """
 
     name: str
@@ -84,6 +98,7 @@ class Decision(_Record):
     width: int = 0
     strides: tuple[int, ...] = ()
     entry_width: int = 0
+    dropped: tuple[str, ...] = ()
 
 
 class TrialRecord(_Record):
@@ -128,6 +143,7 @@ class Plan(_Record):
     method: str = "blockfold"
     rank_by: Metric | None = None
     healing: Healing = Healing()
+    cache: CacheRecord = CacheRecord()
     refusals: tuple[Refusal, ...]
     tensors_sha256: str
     sha256: str = ""
@@ -198,6 +214,7 @@ def decision_of(replacement: Replacement) -> Decision:
         width=span.width,
         strides=span.strides,
         entry_width=span.entry_width,
+        dropped=span.dropped,
     )
 
 
@@ -219,6 +236,7 @@ def span_of(decision: Decision) -> Span:
         width=decision.width,
         strides=decision.strides,
         entry_width=decision.entry_width,
+        dropped=decision.dropped,
     )
 
 

@@ -108,7 +108,7 @@ class Probe:
                     if stream.block_share(start, stop) == 0.0:
                         continue
                     graph, observed = self.task.plain.graph, self.layout.observed
-                    proved = prove(graph, stream, start, stop, observed)
+                    proved = prove(graph, stream, start, stop, observed, self.task.droppable)
                     if isinstance(proved, Span) and proved.exit in self._stops:
                         found.append(proved)
         return found

@@ -85,7 +85,8 @@ def _prove_again(
         cuts = () if stream is None else stream.chain.cuts
         if stream is None or not 0 <= decision.start < decision.stop < len(cuts):
             raise BadInput(f"the plan's {decision.name!r} is no stretch of a stream of this model")
-        proved = prove(task.plain.graph, stream, decision.start, decision.stop, observed)
+        at = decision.start, decision.stop
+        proved = prove(task.plain.graph, stream, *at, observed, task.droppable)
         if isinstance(proved, Refusal):
             raise BadInput(
                 f"the plan's {decision.name!r} cannot be replaced: {proved.reason} ({proved.node})"

@@ -28,6 +28,7 @@ from ..calibration.runtime import Runner, Runtime, fixed_batch
 from ..calibration.splits import Splits
 from ..calibration.tape import Piece
 from ..ir.errors import BadInput, Unsupported
+from ..ir.onnx_cache import find_caches
 from ..ir.onnx_file import OnnxModel
 from ..ir.onnx_unfuse import unfuse
 from ..ir.scratch import Scratch, storing
@@ -48,7 +49,8 @@ class Task:
     """What is to be optimized or judged, and on what.
 
     `metric` names what scores the value `output`, and `own` is its function where that is the
-    user's; `mask` is the input that marks padding, if any.
+    user's; `mask` is the input that marks padding, if any. With `drop_cache` the caches of a
+    decoder may go with the blocks that keep them.
     """
 
     model: OnnxModel
@@ -61,11 +63,17 @@ class Task:
     batch: int
     stage: Stage = field(default=silent)
     own: Judge | None = None
+    drop_cache: bool = False
 
     @cached_property
     def plain(self) -> OnnxModel:
         """The model as it is analysed and edited: no residual sum hidden in a fused operator."""
         return unfuse(self.model)
+
+    @cached_property
+    def droppable(self) -> frozenset[str]:
+        """Outputs that may go with the block that makes them; never the one that is judged."""
+        return droppable(self.plain) - {self.output} if self.drop_cache else frozenset()
 
     @property
     def is_exact(self) -> bool:
@@ -101,6 +109,7 @@ def make_task(
     mask: str | None = None,
     batch: int = 32,
     stage: Stage = silent,
+    drop_cache: bool = False,
 ) -> Task:
     """Fill in defaults and check that metric, output and mask fit the model and the data.
 
@@ -129,7 +138,13 @@ def make_task(
         batch,
         stage,
         own,
+        drop_cache,
     )
+
+
+def droppable(model: OnnxModel) -> frozenset[str]:
+    """The outputs of a model that are caches."""
+    return frozenset(cache.present for cache in find_caches(model))
 
 
 class Reference:

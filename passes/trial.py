@@ -10,15 +10,13 @@ import numpy as np
 from scipy.optimize import isotonic_regression
 
 from ..calibration.quality import Scores
-from ..ir.onnx_file import OnnxModel
-from .cleanup import Cleanup
 from .costs import CostModel
 from .fit import Fitted, Recipe, Walk
 from .forms import Forms
 from .layout import Layout
+from .pipeline import build
 from .replacement import Replacement
 from .stops import find_stops
-from .substitute import Substitute
 from .task import Reference, Task
 from .verify import Forecast, forecast, harm
 
@@ -120,8 +118,3 @@ class Trials:
 
     def __exit__(self, *error: object) -> None:
         self._open.close()
-
-
-def build(model: OnnxModel, replacements: Sequence[Replacement]) -> OnnxModel:
-    """The model with the replacements made and what they free removed."""
-    return Cleanup()(Substitute(replacements)(model).model).model

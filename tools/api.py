@@ -28,6 +28,7 @@ from ..passes.plan import read_plan, tensors_path
 from ..passes.rating import METRICS, Metric
 from ..passes.replay import replay, require_parent, resolve
 from ..passes.score import score
+from ..passes.task import droppable
 from ..passes.verify import verify as run_verify
 from .loading import find_module, is_module
 from .opening import (
@@ -65,6 +66,7 @@ def optimize(
     skip: Sequence[str] = (),
     method: Method = "blockfold",
     rank_by: Metric | None = None,
+    drop_cache: bool = False,
     freeze: Freeze = freeze_in_memory,
     example_inputs: object = None,
     dynamic_shapes: Any = None,
@@ -81,6 +83,8 @@ def optimize(
     max_size_bytes: targets. costs: a plan to reuse measured costs of. skip: names of passes to
     leave out. method: a published method to run instead, for comparison (passes/methods).
     rank_by: a metric of redundancy that shortlists spans instead of the damage foretold of them.
+    drop_cache: let the caches of an ONNX decoder (keys and values of earlier tokens) go with the
+    blocks that keep them; the result then lacks these inputs and outputs.
     settings: the fields of Settings.
 
     Raises NotMet, BadInput or Unsupported; see the errors.
@@ -89,6 +93,11 @@ def optimize(
     if loaded is not None:
         from . import modules
 
+        if drop_cache:
+            raise BadInput(
+                "drop_cache: a captured module keeps its inputs and outputs; export it and give "
+                "the ONNX file"
+            )
         given = loaded.inputs if example_inputs is None else example_inputs
         found = modules.captured(loaded.module, data, given, dynamic_shapes)
         decided = optimize(
@@ -116,7 +125,7 @@ def optimize(
         raise BadInput(f"rank_by={rank_by!r}: unknown; it is one of {', '.join(METRICS)}")
     if rank_by is not None and method != "blockfold":
         raise BadInput(f"--rank-by {rank_by}: --method {method} has a rule of its own; leave one")
-    with opened_task(read_model(model), data, options) as task:
+    with opened_task(read_model(model), data, options, drop_cache=drop_cache) as task:
         profile = profile_of(task, options)
         known = None if costs is None else costs_of(Path(costs))
         optimized = run_optimize(
@@ -163,13 +172,14 @@ def inspect(
     model: Model,
     data: object = None,
     *,
+    drop_cache: bool = False,
     example_inputs: object = None,
     dynamic_shapes: Any = None,
     **settings: Any,
 ) -> Inspection:
     """Blocks and spans of a model, and with data how redundant they are; changes nothing.
 
-    Of a torch module those of its ONNX export.
+    Of a torch module those of its ONNX export. drop_cache: as `optimize` takes it.
     """
     options = settings_of(settings)
     loaded = find_module(model)
@@ -178,15 +188,17 @@ def inspect(
 
         given = loaded.inputs if example_inputs is None else example_inputs
         found = modules.captured(loaded.module, data, given, dynamic_shapes)
-        return replace(inspect(found.onnx, data, **settings), held=found.held)
+        seen = inspect(found.onnx, data, drop_cache=drop_cache, **settings)
+        return replace(seen, held=found.held)
     refuse_module_options(example_inputs, dynamic_shapes)
     read_in = read_model(model)
     if data is None and options.random_samples is None:
         plain = unfuse(read_in)
         streams = anatomies(plain)
-        spans, refusals = offered(plain.graph, streams, None)
+        may_go = droppable(plain) if drop_cache else frozenset()
+        spans, refusals = offered(plain.graph, streams, None, may_go)
         return Inspection(read_in, plain.graph, streams, tuple(spans), tuple(refusals), None)
-    with opened_task(read_in, data, options) as task:
+    with opened_task(read_in, data, options, drop_cache=drop_cache) as task:
         survey = score(task)
         return Inspection(
             read_in,
@@ -253,7 +265,7 @@ def apply(
     chosen = replace(
         as_planned(options, known), seed=known.data.seed, fractions=known.data.fractions
     )
-    with opened_task(read_in, data, chosen) as task:
+    with opened_task(read_in, data, chosen, drop_cache=known.cache.allowed) as task:
         require_enough_samples(task, promise)
         if exact is not None:
             made, fresh, solved = exact, known, tensors_path(path).read_bytes()

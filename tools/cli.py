@@ -50,6 +50,7 @@ def cli() -> None:
 
 @cli.command()
 @click.argument("model")
+@options.drop_cache
 @options.data
 @options.running
 @options.json_option
@@ -98,6 +99,7 @@ def inspect(model: str, as_json: bool, **given: Any) -> None:
     help="Metric that shortlists spans.  [default: the damage foretold of them]",
 )
 @click.option("--skip", multiple=True, metavar="PASS", help="Leave out a pass: cleanup.")
+@options.drop_cache
 @options.judging
 @options.data
 @options.profile_option

@@ -11,9 +11,10 @@ import numpy as np
 
 from ..calibration.splits import Splits, split
 from ..ir.errors import BadInput
+from ..ir.onnx_file import OnnxModel
 from ..passes.budget import Budget
 from ..passes.optimize import measure_latency, require_enough_samples
-from ..passes.plan import LatencyRecord
+from ..passes.plan import CacheRecord, LatencyRecord, Plan
 from ..passes.ranking import Candidate
 from ..passes.ranking import rank as run_rank
 from ..passes.verify import verify as run_verify
@@ -60,8 +61,7 @@ def verify(
     if known is not None:
         options = as_planned(options, known)
     promise = Budget.of(max_drop).max_drop if max_drop is not None else None
-    if before.graph.inputs != after.graph.inputs or before.graph.outputs != after.graph.outputs:
-        raise Unlike("the two models have different inputs or outputs and cannot be compared")
+    _require_alike(before, after, known)
     with opened_data(before, data, options) as opened:
         same = known is not None and known.data.sha256 == opened.digest
         if same and known is not None:
@@ -76,6 +76,8 @@ def verify(
             none = everything[:0]
             splits = Splits(none, none, everything, options.seed, (0.0, 0.0, 1.0))
         task = task_of(before, opened, splits, options)
+        if task.output not in after.graph.outputs:
+            raise BadInput(f"--output {task.output}: the new model has lost it; choose another")
         require_enough_samples(task, promise)
         verdict = run_verify(task, after, splits.certify, promise)
         return Verified(verdict, same, opened.random)
@@ -86,7 +88,7 @@ def bench(original: Model, new: Model, data: object = None, **settings: Any) -> 
     options = settings_of(settings)
     before, after = read_model(original), read_model(new)
     if before.graph.inputs != after.graph.inputs:
-        raise BadInput("the two models have different inputs and cannot run the same data")
+        _require_alike(before, after, plan_beside(new, after, None))
     if data is None and options.random_samples is None:
         options = replace(options, random_samples=max(1, options.profile.get("batch", 1)))
     with opened_data(before, data, options) as opened:
@@ -112,3 +114,17 @@ def rank(models: Sequence[OnnxLike], data: object = None, **settings: Any) -> tu
         )
         tasks = [task_of(model, opened, splits, options) for model in read_in]
         return run_rank(list(zip(names, tasks, strict=True)), profile_of(tasks[0], options))
+
+
+def _require_alike(before: OnnxModel, after: OnnxModel, plan: Plan | None) -> None:
+    """Raise Unlike unless inputs and outputs are the same, but for what a plan declares gone."""
+    gone = CacheRecord() if plan is None else plan.cache
+    for kind, missing in (("inputs", gone.inputs), ("outputs", gone.outputs)):
+        old, new = (getattr(model.graph, kind) for model in (before, after))
+        if tuple(name for name in old if name not in missing) != new:
+            other = sorted(set(old).symmetric_difference(new) - set(missing))
+            raise Unlike(
+                f"the two models have different {kind} and cannot be compared: "
+                f"{', '.join(other) or 'another order'}; where caches were dropped, keep the plan "
+                "beside the new model"
+            )

@@ -149,6 +149,8 @@ def replayed(found: Captured, plan: Path, runtime: Runtime) -> Replayed:
     if known.is_edited:
         raise BadInput(f"{plan}: an edited plan is solved again on the ONNX export; give that")
     export = found.export(runtime)
+    if known.cache.outputs:
+        raise BadInput(f"{plan}: drops caches, and a captured module keeps its outputs; export it")
     is_same = found.onnx.sha256 == known.model.sha256
     placed = known if is_same else _placed(export, known)
     replacements = replacements_of(export.model, placed, tensors)

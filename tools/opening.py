@@ -107,15 +107,24 @@ def opened_data(model: OnnxModel, data: object, options: Settings) -> Iterator[D
 
 
 @contextmanager
-def opened_task(model: OnnxModel, data: object, options: Settings) -> Iterator[Task]:
+def opened_task(
+    model: OnnxModel, data: object, options: Settings, *, drop_cache: bool = False
+) -> Iterator[Task]:
     with opened_data(model, data, options) as opened:
         splits = split(
             opened.samples, fractions=options.fractions, seed=options.seed, groups=opened.groups
         )
-        yield task_of(model, opened, splits, options)
+        yield task_of(model, opened, splits, options, drop_cache=drop_cache)
 
 
-def task_of(model: OnnxModel, data: Dataset, splits: Splits, options: Settings) -> Task:
+def task_of(
+    model: OnnxModel,
+    data: Dataset,
+    splits: Splits,
+    options: Settings,
+    *,
+    drop_cache: bool = False,
+) -> Task:
     return make_task(
         model,
         data,
@@ -126,6 +135,7 @@ def task_of(model: OnnxModel, data: Dataset, splits: Splits, options: Settings) 
         mask=options.mask,
         batch=options.batch,
         stage=options.stage,
+        drop_cache=drop_cache,
     )
 
 

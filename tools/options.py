@@ -153,6 +153,12 @@ judging = _stack(
 )
 """How quality is measured."""
 
+drop_cache = click.option(
+    "--drop-cache",
+    is_flag=True,
+    help="Let a decoder's caches (past and present keys and values) go with its blocks.",
+)
+
 profile_option = click.option(
     "--profile",
     callback=lengths,

@@ -9,9 +9,10 @@ from rich.table import Table
 from rich.text import Text
 
 from ..ir.blocks import Anatomy
-from ..ir.spans import Span
+from ..ir.spans import Refusal, Span
 from ..passes.facts import Facts
-from ..passes.plan import LatencyRecord
+from ..passes.layout import CACHES_MAY_GO
+from ..passes.plan import CacheRecord, LatencyRecord
 from ..passes.ranking import Candidate
 from ..passes.score import Redundancy
 from ..passes.verify import Verdict, shown
@@ -49,9 +50,7 @@ def show_inspection(console: Console, found: Inspection) -> None:
         for similarity in found.survey.similarities:
             show_similarity(console, similarity, found.survey.spans)
     show_random(console, found.random)
-    show_refusals(
-        console, [(r.name, r.reason) for r in found.refusals], _block_names(found.anatomies)
-    )
+    show_refusals(console, found.refusals, _block_names(found.anatomies))
 
 
 def _block_names(streams: Sequence[Anatomy]) -> set[str]:
@@ -93,8 +92,8 @@ def show_result(console: Console, result: Result) -> None:
     if plan.verdict is not None:
         show_verdict(console, plan.verdict)
     show_random(console, plan.data.random)
-    names = _block_names(result.optimized.layout.anatomies)
-    show_refusals(console, [(r.name, r.reason) for r in plan.refusals], names)
+    show_cache(console, plan.cache)
+    show_refusals(console, plan.refusals, _block_names(result.optimized.layout.anatomies))
 
 
 def _before_after(result: Result) -> Table:
@@ -197,18 +196,29 @@ def show_random(console: Console, random: bool) -> None:
         console.print("RANDOM data: these figures say nothing of quality", style="bold red")
 
 
-def show_refusals(
-    console: Console, refusals: Sequence[tuple[str, str]], blocks: Collection[str]
-) -> None:
+def show_cache(console: Console, cache: CacheRecord) -> None:
+    """What went of a decoder's interface, and a warning."""
+    if not cache.outputs:
+        return
+    kept = f", {len(cache.still_read)} more still read" if cache.still_read else ""
+    console.print(
+        f"caches dropped: {len(cache.inputs)} inputs{kept}, {len(cache.outputs)} outputs, named in "
+        "the plan; less depth harms generative reasoning most, so judge what it writes, too",
+        style="dim",
+        highlight=False,
+    )
+
+
+def show_refusals(console: Console, refusals: Sequence[Refusal], blocks: Collection[str]) -> None:
     """Blocks that cannot be replaced, and why; stems, poolings and heads are only counted."""
-    for name, reason in refusals:
-        if name in blocks:
-            text = f"not replaceable: {name}: {reason}"
-            console.print(text, style="dim", markup=False, highlight=False)
-    others = sum(name not in blocks for name, _ in refusals)
+    lines = [f"not replaceable: {r.name}: {r.reason}" for r in refusals if r.name in blocks]
+    if any(refusal.output for refusal in refusals):
+        lines.append(CACHES_MAY_GO)
+    others = sum(refusal.name not in blocks for refusal in refusals)
     if others:
-        text = f"{others} units outside the blocks (stem, pooling, head) stay as they are"
-        console.print(text, style="dim", markup=False, highlight=False)
+        lines.append(f"{others} units outside the blocks (stem, pooling, head) stay as they are")
+    for line in lines:
+        console.print(line, style="dim", markup=False, highlight=False)
 
 
 def _score(metric: str, value: float) -> str:

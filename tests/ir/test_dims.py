@@ -236,7 +236,7 @@ def test_of_two_lengths_that_may_be_one_neither_is_claimed(build: Build) -> None
     model, last = made_by(build)
     shape = Lengths(read(model)).shape(last)
     assert shape is not None
-    assert shape[1] == Length(last, 1)
+    assert shape[1] not in (N, Length("z", 1))
     assert shape[2] == 4
     assert_true(model)
 

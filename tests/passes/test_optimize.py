@@ -13,11 +13,11 @@ from blockfold.ir.errors import BadInput, NotMet, Unsupported
 from blockfold.ir.onnx_file import read
 from blockfold.passes.costs import CostModel, Costs, measure_costs, unit_kinds, weigh
 from blockfold.passes.layout import lay_out, offered
+from blockfold.passes.pipeline import build
 from blockfold.passes.replacement import Replacement
 from blockfold.passes.score import Redundancy, Survey, score
 from blockfold.passes.surrogates import Wish
 from blockfold.passes.task import make_task
-from blockfold.passes.trial import build
 from blockfold.tests.networks import (
     Arrays,
     captured_stream,

@@ -31,11 +31,12 @@ from ...passes.costs import CostModel, count_costs
 from ...passes.fit import Healing, Recipe
 from ...passes.layout import lay_out
 from ...passes.methods import METHODS, PRESETS, Method, Published
+from ...passes.pipeline import build
 from ...passes.probe import Option
 from ...passes.search import EMPHASES, Search
 from ...passes.surrogates import Wish
 from ...passes.task import Reference, Task
-from ...passes.trial import Trial, Trials, build
+from ...passes.trial import Trial, Trials
 from .. import opening
 from .ablation import ablations
 from .cases import Case, on_cases, write_json

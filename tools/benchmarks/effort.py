@@ -20,9 +20,9 @@ from safetensors.numpy import load
 from ...calibration.latency import take_turns
 from ...calibration.runtime import Runner
 from ...ir.errors import NotMet
+from ...passes.pipeline import build
 from ...passes.plan import replacements_of
 from ...passes.replacement import Replacement
-from ...passes.trial import build
 from .. import api, opening, options
 from .meters import Clock, peak_bytes, plain_pass
 

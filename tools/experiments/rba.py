@@ -24,10 +24,11 @@ from ...ir.spans import Span, prove
 from ...passes.fit import Healing, Recipe
 from ...passes.layout import lay_out
 from ...passes.methods import PLAIN
+from ...passes.pipeline import build
 from ...passes.search import EMPHASES
 from ...passes.surrogates import Form, Wish
 from ...passes.task import Samples, Task
-from ...passes.trial import Trials, build
+from ...passes.trial import Trials
 from .digits import DEPTH, free, opened, trained
 from .tables import spread, table
 

@@ -13,10 +13,11 @@ from ...calibration.runtime import Runner
 from ...passes.budget import Budget
 from ...passes.costs import CostModel
 from ...passes.layout import lay_out
+from ...passes.pipeline import build
 from ...passes.rating import METRICS, Metric
 from ...passes.search import Search
 from ...passes.task import Reference
-from ...passes.trial import Trials, build
+from ...passes.trial import Trials
 from .digits import flop_costs, opened, trained
 from .tables import each, spread, table
 
