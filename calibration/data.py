@@ -179,15 +179,24 @@ class Dataset:
                 rows = alike[at : at + size]
                 yield Batch(self._columns, rows)
 
-    def median_dims(self) -> dict[str, tuple[int, ...]]:
-        """Per input, the (lower) median length over the samples of every axis after the first."""
-        middle = (self.samples - 1) // 2
-        medians = {}
-        for column in self._columns:
-            shapes = np.array(column.shapes, np.int64)[column.kinds]
-            every = np.repeat(shapes, np.diff(column.starts), axis=0)
-            medians[column.name] = tuple(int(d) for d in np.sort(every, axis=0)[middle])
-        return medians
+    def typical(self) -> NDArray[np.int64]:
+        """The samples (n,) of the shapes that come nearest to the median of every length.
+
+        Lengths of several inputs belong together (a mask is as long as its tokens and those before
+        them), so they are those of real samples. Of two middle lengths the lower one counts.
+        """
+        every = np.concatenate(
+            [
+                np.repeat(
+                    np.array(column.shapes, np.int64)[column.kinds], np.diff(column.starts), axis=0
+                )
+                for column in self._columns
+            ],
+            axis=1,
+        )
+        median = np.sort(every, axis=0)[(self.samples - 1) // 2]
+        nearest = every[np.abs(every - median).sum(axis=1).argmin()]
+        return np.flatnonzero((every == nearest).all(axis=1))
 
     def close(self) -> None:
         """Remove the temporary copy; batches can no longer be taken."""

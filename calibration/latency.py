@@ -77,7 +77,7 @@ def _once_ms(runner: Runner, feeds: dict[str, NDArray[np.generic]]) -> float:
 def profile_from_data(
     data: Dataset, inputs: Sequence[Value], settings: Mapping[str, int], fixed: int | None
 ) -> Profile:
-    """A profile with real samples: batch 1 and median lengths unless `settings` says otherwise.
+    """A profile with real samples: batch 1, of median length, unless `settings` says otherwise.
 
     `settings` holds `batch` and any symbolic dimension of an input by its name (`seq=128`). Axes
     are cut, or filled by repeating the data. Raises BadInput for names no input has.
@@ -93,23 +93,23 @@ def profile_from_data(
     batch = fixed or settings.get("batch", 1)
     if batch != settings.get("batch", batch):
         raise BadInput(f"--profile batch={settings['batch']}: the model fixes its batch at {batch}")
-    sample = next(iter(data.batches(np.arange(min(batch, data.samples)), batch)))
-    medians = data.median_dims()
+    sample = next(iter(data.batches(data.typical()[:batch], batch)))
     feeds = {}
     for value in inputs:
         feed = sample.feeds[value.name]
         dims = value.shape or (None,) * feed.ndim
-        lengths = [batch, *medians[value.name]]
-        for axis in range(1, feed.ndim):
-            dim = dims[axis]
-            lengths[axis] = (
-                settings.get(dim, lengths[axis]) if isinstance(dim, str) else feed.shape[axis]
-            )
-        feeds[value.name] = _fitted(feed, lengths)
+        lengths = [
+            settings.get(dim, length) if isinstance(dim, str) else length
+            for dim, length in zip(dims, feed.shape, strict=True)
+        ]
+        feeds[value.name] = _fitted(feed, [batch, *lengths[1:]])
     return Profile(batch, feeds)
 
 
 def _fitted(feed: NDArray[np.generic], lengths: Sequence[int]) -> NDArray[np.generic]:
+    """The feed cut, or filled by repeating what there is; where there is nothing, by zeros."""
+    if not feed.size:
+        return np.zeros(lengths, feed.dtype)
     for axis, length in enumerate(lengths):
         feed = np.take(feed, np.arange(length) % feed.shape[axis], axis=axis)
     return np.ascontiguousarray(feed)

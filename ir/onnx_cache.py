@@ -89,9 +89,13 @@ def _growth(model: OnnxModel, lengths: Lengths, cache: Cache) -> tuple[int, Dim]
 
     None unless the present is just the past with rows behind it.
     """
-    maker = model.graph.producer[cache.present]
+    maker = model.graph.producer.get(cache.present)
+    while maker is not None and maker.op == "Identity":
+        maker = model.graph.producer.get(maker.inputs[0])
     past, present = lengths.shape(cache.past), lengths.shape(cache.present)
-    if maker.op != "Concat" or len(maker.inputs) != 2 or past is None or present is None:
+    if maker is None or maker.op != "Concat" or len(maker.inputs) != 2:
+        return None
+    if past is None or present is None:
         return None
     before, rows = (lengths.shape(name) for name in maker.inputs)
     proto = model.proto.graph.node[maker.index]

@@ -271,11 +271,14 @@ class Probe:
         reference: Reference,
         errors: Sequence[tuple[Wish, float]],
     ) -> list[Option]:
-        """Measure at each exit the surrogate of least error, then those that promise most."""
+        """Measure at each exit the surrogate of least error, then those that promise most.
+
+        An error that cannot be told from none says nothing of how much the output feels one: the
+        first is the least of the others, where there are any.
+        """
         best: dict[str, tuple[Wish, float]] = {}
-        for wish, error in errors:
-            if wish.span.exit not in best or error < best[wish.span.exit][1]:
-                best[wish.span.exit] = wish, error
+        for wish, error in sorted(errors, key=lambda found: (found[1] <= NEGLIGIBLE, found[1])):
+            best.setdefault(wish.span.exit, (wish, error))
         left = max(self._most_measured, len(best)) - len(best)
         with self.task.stage("surrogates at the output", len(best) + left) as advance:
             damages = self._damages(places, reference, [w for w, _ in best.values()], advance)

@@ -216,11 +216,12 @@ def test_a_batch_has_one_shape(form: str, tmp_path: Path) -> None:
         assert some == [[1], [2], [4], [5], [7]]
         (across,) = data.batches(np.array([7, 6, 0]), 8)
         assert np.array_equal(across.feeds["ids"], [rows[0], rows[6], rows[7]])
-        assert data.median_dims() == {"ids": (4,), "x": (3,)}
+        assert data.typical().tolist() == [0, 1, 5, 6, 7]
         digest = data.digest
     for four, six, median in ((2, 1, 4), (1, 2, 6), (2, 2, 4)):
         with open_data([arrays(four, 4), arrays(six, 6)], INPUTS) as few:
-            assert few.median_dims()["ids"] == (median,)
+            (batch,) = few.batches(few.typical()[:1], 1)
+            assert batch.feeds["ids"].shape == (1, median)
     with open_data(pieces, INPUTS) as again:
         assert again.digest == digest
     with open_data([*pieces[:2], *cut(pieces[2], 1), pieces[3]], INPUTS) as finer:
@@ -332,6 +333,22 @@ def test_labels_and_other_tensors() -> None:
     assert "'labels'" in said
 
 
+def test_lengths_that_are_typical_belong_together() -> None:
+    """Each median by itself is that of another sample: 1 token, none before it, 6 in the mask."""
+    names = ("ids", "past", "mask")
+    inputs = [Value(name, "float32", ("batch", name)) for name in names]
+    kinds = [(6, 0, 6)] * 3 + [(1, 6, 7)] * 3
+    pieces = [
+        {name: np.ones((1, n), np.float32) for name, n in zip(names, kind, strict=True)}
+        for kind in kinds
+    ]
+    with open_data(pieces, inputs) as data:
+        (batch,) = data.batches(data.typical(), 9)
+        found = tuple(batch.feeds[name].shape[1] for name in names)
+        assert found in kinds
+        assert len(batch.samples) == 3
+
+
 def test_a_past_of_length_zero(tmp_path: Path) -> None:
     inputs = [Value("past", "float32", ("batch", 2, "past", 4)), INPUTS[1]]
     whole = {"past": np.empty((3, 2, 0, 4), np.float32), "x": np.ones((3, 3), np.float32)}
@@ -342,7 +359,7 @@ def test_a_past_of_length_zero(tmp_path: Path) -> None:
         with open_data(source, inputs) as data:
             (batch,) = data.batches(np.arange(3), 9)
             assert batch.feeds["past"].shape == (3, 2, 0, 4)
-            assert data.median_dims() == {"past": (2, 0, 4), "x": (3,)}
+            assert data.typical().tolist() == [0, 1, 2]
             digests.add(data.digest)
     assert len(digests) == 1
 

@@ -50,6 +50,9 @@ class _Session:
     def __init__(self, clock: _Clock, name: str, seconds: float) -> None:
         self.clock, self.name, self.seconds = clock, name, seconds
 
+    def taken(self, feeds: object) -> object:
+        return feeds
+
     def run_only(self, _feeds: object) -> None:
         self.clock.seconds += self.seconds
         self.clock.log.append(self.name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import onnx
@@ -30,7 +31,7 @@ from blockfold.tests.networks import (
 )
 from blockfold.tools.documents import inspection_document
 
-QUICK = {"threads": 1, "provider": "cpu"}
+QUICK: dict[str, Any] = {"threads": 1, "provider": "cpu"}
 
 
 def found(model: onnx.ModelProto, data: Arrays) -> Similarity:
