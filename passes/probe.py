@@ -46,6 +46,9 @@ measure on at most.
 
 ROWS_PER_COLUMN = 10
 
+TELLING = 1e-6
+"""An error below this does a damage that is lost among rounding errors: it may be seen as none."""
+
 
 @dataclass(frozen=True)
 class Option:
@@ -273,11 +276,11 @@ class Probe:
     ) -> list[Option]:
         """Measure at each exit the surrogate of least error, then those that promise most.
 
-        An error that cannot be told from none says nothing of how much the output feels one: the
-        first is the least of the others, where there are any.
+        The first tells how much the output feels an error there, so its own must be one that tells,
+        where there is any.
         """
         best: dict[str, tuple[Wish, float]] = {}
-        for wish, error in sorted(errors, key=lambda found: (found[1] <= NEGLIGIBLE, found[1])):
+        for wish, error in sorted(errors, key=lambda found: (found[1] <= TELLING, found[1])):
             best.setdefault(wish.span.exit, (wish, error))
         left = max(self._most_measured, len(best)) - len(best)
         with self.task.stage("surrogates at the output", len(best) + left) as advance:

@@ -58,6 +58,34 @@ def test_a_planted_block_does_no_damage_as_a_map() -> None:
     assert min(whole, key=lambda o: o.damage) is planted
 
 
+def emptied(model: onnx.ModelProto, block: int) -> onnx.ModelProto:
+    """The same network with a block that adds nothing to the stream."""
+    makers = {node.output[0]: node for node in model.graph.node}
+    bias = makers[makers[f"h{block}"].input[1]]
+    gone = {bias.input[1], makers[bias.input[0]].input[1]}
+    for tensor in model.graph.initializer:
+        if tensor.name in gone:
+            zeros = np.zeros(tuple(tensor.dims), np.float32)
+            tensor.CopyFrom(onnx.numpy_helper.from_array(zeros, tensor.name))
+    return model
+
+
+def test_a_block_that_does_nothing_does_not_make_what_ends_there_look_harmless(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Left out it does no damage, which does not tell what an error at its end would do."""
+    monkeypatch.setattr(probing, "MEASURED_PER_UNIT", 0)
+    model = emptied(residual_mlp(4), PLANTED)
+    with probed(model, labelled(model, 240)) as (_, options):
+        there = [o for o in options if o.wish.span.exit == f"h{PLANTED}"]
+        exact = [o for o in there if o.error < 1e-6]
+        rough = [o for o in there if o.error > 1e-2]
+    assert {o.wish.form for o in exact} >= {"identity", "affine"}
+    assert max(o.damage for o in exact) < 1e-6
+    assert len(rough) > 3
+    assert min(o.damage for o in rough) > 1e-5
+
+
 def test_every_stretch_of_up_to_four_blocks_is_probed() -> None:
     model = residual_mlp(6)
     with probed(model, labelled(model, 240)) as (_, options):

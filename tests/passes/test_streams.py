@@ -1,0 +1,92 @@
+"""Models of several streams: one plan, one promise, and blocks removed from all of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+
+import blockfold
+from blockfold.calibration.solve import Solution
+from blockfold.passes.fit import Healing, Recipe
+from blockfold.passes.pipeline import ALL_PASSES, rewrite
+from blockfold.passes.surrogates import Wish
+from blockfold.tests.networks import compare, joined_streams, run, samples, two_streams
+from blockfold.tests.walking import walking
+
+SETTINGS: dict[str, Any] = {"threads": 1, "provider": "cpu", "metric": "agreement"}
+KINDS = {
+    "towers": joined_streams(crossing=False),
+    "encoder and decoder": joined_streams(crossing=True),
+}
+
+
+@pytest.mark.parametrize("budget", [{"remove": 2}, {"max_drop": 0.05}], ids=str)
+@pytest.mark.parametrize("kind", KINDS)
+def test_planted_blocks_of_both_streams_are_found_in_one_run(
+    kind: str, budget: dict[str, float]
+) -> None:
+    model = KINDS[kind]
+    made = blockfold.optimize(model, samples(model, 240), **budget, **SETTINGS)
+    assert {decision.name for decision in made.plan.decisions} == {"encoder.1", "decoder.2"}
+    assert {decision.stream for decision in made.plan.decisions} == {"context", "x"}
+    fresh = samples(model, 50, seed=3)
+    compare(run(model, fresh), run(made.model, fresh), atol=0, rtol=1e-5)
+
+
+def left_out(model: onnx.ModelProto, data: Any, names: tuple[str, ...]) -> list[float]:
+    """Predicted errors of affine maps in place of blocks, fitted in one walk, in its order."""
+    with walking(model, data) as (task, walk, spans):
+        wishes = tuple(Wish(spans[name], "affine") for name in names)
+        (fitted,) = walk([Recipe(wishes, Healing(refit=None))])
+        made = rewrite(task.model, fitted.replacements, {}, ALL_PASSES).model.proto
+        seen = np.concatenate(list(fitted.tapes.select.real(task.output)))
+        held = {key: array[task.splits.select] for key, array in data.items()}
+        fitted.close()
+    compare({task.output: seen}, run(made, held), atol=1e-4, rtol=1e-3)
+    return [replacement.predicted_error for replacement in fitted.replacements]
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("encoder.0", "decoder.1"),
+        ("decoder.0", "encoder.2", "decoder.3"),
+        ("encoder.0", "encoder.2", "decoder.0", "decoder.2"),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_was_walked_is_what_is_built(kind: str, names: tuple[str, ...]) -> None:
+    """Whatever the order of the wishes: surrogates are solved in the order of the graph."""
+    model = KINDS[kind]
+    data = samples(model, 120)
+    one, other = left_out(model, data, names), left_out(model, data, names[::-1])
+    assert one == other
+    assert min(one) > 1e-6 or "decoder.2" in names
+
+
+def test_streams_whose_blocks_stand_interleaved() -> None:
+    model = two_streams()
+    left_out(model, samples(model, 120), ("encoder.0", "blocks.1"))
+
+
+def test_a_decoder_is_fitted_to_what_is_left_of_its_encoder() -> None:
+    """Its map is solved on the states it will read: another one than beside the whole encoder."""
+    model = KINDS["encoder and decoder"]
+    data = samples(model, 120)
+
+    def solved(*names: str) -> Solution:
+        with walking(model, data) as (_, walk, spans):
+            wishes = tuple(Wish(spans[name], "affine") for name in names)
+            (fitted,) = walk([Recipe(wishes, Healing(refit=None))])
+            fitted.close()
+        last = fitted.replacements[-1]
+        assert last.span.name == "decoder.1"
+        assert last.solution is not None
+        return last.solution
+
+    alone, after = solved("decoder.1"), solved("encoder.0", "decoder.1")
+    assert np.abs(alone.W - after.W).max() > 1e-3
