@@ -340,43 +340,6 @@ def two_streams(d: int = 8, encoder_blocks: int = 2) -> onnx.ModelProto:
     return net.model({"context": io, "x": io}, LOGITS)
 
 
-def joined_streams(*, crossing: bool, d: int = 8, blocks: int = 4) -> onnx.ModelProto:
-    """Streams of residual MLPs from `context` and from `x`; block 1 of the one and 2 of the other
-    are affine.
-
-    Where they are `crossing` each block of x reads the last state of `context`, as a decoder does;
-    else both are pooled and multiplied, as those of pictures and captions are. The nodes of both
-    stand interleaved as far as they can.
-    """
-    net = Net()
-    h, c = "x", "context"
-
-    def step(stream: str, i: int, x: str, own: int, side: str = "") -> str:
-        net.scope = f"/{stream}.{i}"
-        if i == own:
-            branch = net.affine(x, d)
-        else:
-            read = net.norm(x, d)
-            if side:
-                both = net.node("Concat", read, side, axis=-1)
-                read = net.linear(both, 2 * d, d)
-            branch = net.mlp(read, d)
-        return net.node("Add", x, branch, out=f"{stream}{i}")
-
-    for i in range(blocks):
-        c = step("encoder", i, c, 1)
-        if not crossing:
-            h = step("decoder", i, h, 2)
-    if crossing:
-        for i in range(blocks):
-            h = step("decoder", i, h, 2, c)
-    net.scope = "/head"
-    pooled = [net.node("ReduceMean", v, axes=[1], keepdims=0) for v in (h, c)[: 1 + (not crossing)]]
-    net.head(pooled[0] if crossing else net.node("Mul", *pooled), d, axes=())
-    io: tuple[int, Dims] = (FLOAT, ("batch", TOKENS, d))
-    return net.model({"context": io, "x": io}, LOGITS)
-
-
 def tabular(d: int = 8, blocks: int = 3, affine: Collection[int] = ()) -> onnx.ModelProto:
     """x (batch, d) -> residual blocks of BatchNormalization, Gemm, Relu, Gemm -> logits."""
     net = Net()

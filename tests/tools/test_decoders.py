@@ -52,9 +52,12 @@ def told_by_torch(subject: Subject, module: nn.Module, tokens: Tokens) -> NDArra
     from blockfold.tools.support.exporters import call, quiet
 
     ids = torch.tensor(tokens)
-    given = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    for name, value in subject.inputs(len(tokens), 1).items():
-        given.setdefault(name, value[:, :, :0])
+    caches = {
+        name: value[:, :, :0]
+        for name, value in subject.inputs(len(tokens), 1).items()
+        if name.startswith("past.")
+    }
+    given = {"input_ids": ids, "attention_mask": torch.ones_like(ids), **caches}
     with quiet():
         scores: NDArray[Any] = call(module, given)[0].numpy()
     return scores
