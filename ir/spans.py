@@ -90,11 +90,10 @@ def prove(
 ) -> Span | Refusal:
     """The span from cut `start` to cut `stop`, or why there is none.
 
-    `droppable` are outputs that may go with the span that makes them.
-
     It ends at the exit cut's first value, so that a norm or activation that follows is kept and the
     map is fitted in front of it. It begins at the entry cut's last value of that shape, or else at
-    the last value that a convolution with strides can make the exit of.
+    the last value that a convolution with strides can make the exit of. `droppable` are outputs
+    that may go with the span that makes them.
     """
     name = span_name(anatomy, start, stop)
     exit_ = anatomy.chain.cuts[stop].first
