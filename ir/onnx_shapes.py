@@ -19,6 +19,9 @@ from .onnx_ops import REDUCTIONS
 MOST_NUMBERS = 64
 """Longer integer tensors are data, not shapes."""
 
+LONGEST_RANK = 64
+"""More axes than any runtime takes."""
+
 
 @dataclass(frozen=True, order=True)
 class Length:
@@ -81,7 +84,7 @@ def _broadcast(call: Call) -> Dims | None:
     known = [shape for shape in shapes if shape is not None]
     if len(known) < len(shapes):
         return None
-    rank = max(map(len, known))
+    rank = max(map(len, known), default=0)
     padded = [(1,) * (rank - len(shape)) + shape for shape in known]
     dims: list[Dim] = []
     for axis, column in enumerate(zip(*padded, strict=True)):
@@ -106,9 +109,12 @@ def _matmul(call: Call) -> Dims | None:
 
 def _gemm(call: Call) -> Dims | None:
     a, b = call.shape(0), call.shape(1)
-    if a is None or b is None:
+    if a is None or b is None or (len(a), len(b)) != (2, 2):
         return None
-    return (a[call.attribute("transA", 0)], b[1 - call.attribute("transB", 0)])
+    return (
+        a[1 if call.attribute("transA", 0) else 0],
+        b[0 if call.attribute("transB", 0) else 1],
+    )
 
 
 def _transpose(call: Call) -> Dims | None:
@@ -116,7 +122,9 @@ def _transpose(call: Call) -> Dims | None:
     if shape is None:
         return None
     order = call.attributes.get("perm", tuple(reversed(range(len(shape)))))
-    return None if isinstance(order, int) else tuple(shape[i] for i in order)
+    if isinstance(order, int) or sorted(order) != list(range(len(shape))):
+        return None
+    return tuple(shape[i] for i in order)
 
 
 def _unsqueeze(call: Call) -> Dims | None:
@@ -124,7 +132,9 @@ def _unsqueeze(call: Call) -> Dims | None:
     if shape is None or axes is None:
         return None
     rank = len(shape) + len(axes)
-    ones = {axis % rank for axis in axes}
+    ones = _axes(axes, rank)
+    if ones is None or len(ones) < len(axes):
+        return None
     rest = iter(shape)
     return tuple(1 if i in ones else next(rest) for i in range(rank))
 
@@ -133,8 +143,15 @@ def _squeeze(call: Call) -> Dims | None:
     shape, axes = call.shape(0), call.integers("axes", 1)
     if shape is None or axes is None:
         return None
-    gone = {axis % len(shape) for axis in axes}
-    return tuple(dim for i, dim in enumerate(shape) if i not in gone)
+    gone = _axes(axes, len(shape))
+    return None if gone is None else tuple(d for i, d in enumerate(shape) if i not in gone)
+
+
+def _axes(given: Sequence[int], rank: int) -> set[int] | None:
+    """Axes counted from the front; None where a value of that rank has not all of them."""
+    if rank > LONGEST_RANK or not all(-rank <= axis < rank for axis in given):
+        return None
+    return {axis % rank for axis in given}
 
 
 def _reshape(call: Call) -> Dims | None:
@@ -170,7 +187,10 @@ def _gather(call: Call) -> Dims | None:
     data, index = call.shape(0), call.shape(1)
     if data is None or index is None:
         return None
-    axis = call.attribute("axis", 0) % len(data)
+    axes = _axes([call.attribute("axis", 0)], len(data))
+    if axes is None or len(data) + len(index) > LONGEST_RANK:
+        return None
+    (axis,) = axes
     return (*data[:axis], *index, *data[axis + 1 :])
 
 
@@ -179,8 +199,11 @@ def _concat(call: Call) -> Dims | None:
     shape = call.shape(0)
     if shape is None:
         return None
-    axis = call.attribute("axis", 0) % len(shape)
-    return tuple(Length(call.node.outputs[0], i) if i == axis else d for i, d in enumerate(shape))
+    joined = _axes([call.attribute("axis", 0)], len(shape))
+    if joined is None:
+        return None
+    out = call.node.outputs[0]
+    return tuple(Length(out, i) if i in joined else d for i, d in enumerate(shape))
 
 
 def _expand(call: Call) -> Dims | None:
@@ -214,7 +237,9 @@ def _slice(call: Call) -> Dims | None:
     shape, axes = call.shape(0), call.integers("axes", 3)
     if shape is None or axes is None:
         return None
-    cut = {axis % len(shape) for axis in axes}
+    cut = _axes(axes, len(shape))
+    if cut is None:
+        return None
     out = call.node.outputs[0]
     return tuple(Length(out, i) if i in cut else dim for i, dim in enumerate(shape))
 
@@ -225,7 +250,9 @@ def _reduce(call: Call) -> Dims | None:
         return None
     if not axes:
         axes = [] if call.attribute("noop_with_empty_axes", 0) else list(range(len(shape)))
-    gone = {axis % len(shape) for axis in axes}
+    gone = _axes(axes, len(shape))
+    if gone is None:
+        return None
     if call.attribute("keepdims", 1):
         return tuple(1 if i in gone else dim for i, dim in enumerate(shape))
     return tuple(dim for i, dim in enumerate(shape) if i not in gone)
@@ -233,7 +260,7 @@ def _reduce(call: Call) -> Dims | None:
 
 def _conv(call: Call) -> Dims | None:
     shape, kernel = call.shape(0), call.shape(1)
-    if shape is None or kernel is None:
+    if shape is None or kernel is None or len(shape) != len(kernel) or len(shape) < 2:
         return None
     out = call.node.outputs[0]
     return (shape[0], kernel[0], *(Length(out, i) for i in range(2, len(shape))))
@@ -308,6 +335,8 @@ def _number_concat(call: Call) -> tuple[Dim | None, ...] | None:
                 return None
             part = (None,) * count
         joined += part
+        if len(joined) > MOST_NUMBERS:
+            return None
     return tuple(joined)
 
 
