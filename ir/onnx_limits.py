@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from graphlib import CycleError, TopologicalSorter
@@ -14,6 +15,10 @@ from .onnx_view import BITS_BELOW_A_BYTE, stored_bytes
 
 MOST_CALLED_NODES = 200_000
 """Nodes that the calls of a model's own functions may stand for."""
+
+
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+"""Characters that a terminal obeys; tabs and line ends are let through."""
 
 
 def nodes_in(nodes: Sequence[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
@@ -52,7 +57,8 @@ def _called(nodes: Sequence[onnx.NodeProto]) -> Counter[tuple[str, str]]:
 def require_whole(proto: onnx.ModelProto, name: str) -> None:
     """BadInput where a tensor lacks numbers, lies where it may not, or an attribute is open.
 
-    Only weights of the main graph may lie in another file.
+    Only weights of the main graph may lie in another file. Names that would steer a terminal are
+    refused, too.
     """
     tensors = ((True, tensor) for tensor in proto.graph.initializer)
     for may_lie_outside, tensor in (*tensors, *((False, t) for t in _inner_tensors(proto))):
@@ -68,6 +74,11 @@ def require_whole(proto: onnx.ModelProto, name: str) -> None:
                 "export or copy the model again"
             )
     for node in nodes_in(proto.graph.node):
+        scopes = (entry.value for entry in node.metadata_props)
+        names = (node.name, node.op_type, node.domain, *node.input, *node.output, *scopes)
+        steering = next((text for text in names if CONTROL.search(text)), None)
+        if steering is not None:
+            raise BadInput(f"{name}: name {steering[:80]!r} holds control characters; rename it")
         if any(attribute.ref_attr_name for attribute in node.attribute):
             raise BadInput(
                 f"{name}: {node.op_type} node {node.name!r} refers to an attribute of a function "

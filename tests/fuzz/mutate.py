@@ -104,8 +104,9 @@ def _messages(message: Message, depth: int = 0) -> Iterator[Message]:
 def _edit(root: Message, rng: Random) -> None:
     everywhere = list(_messages(root))
     message = rng.choice(everywhere)
-    set_ = [field for field, _ in message.ListFields()]
-    fields = set_ if set_ and rng.random() < 0.7 else list(message.DESCRIPTOR.fields)
+    fields: list[FieldDescriptor] = [field for field, _ in message.ListFields()]
+    if not fields or rng.random() < 0.3:
+        fields = list(message.DESCRIPTOR.fields)
     field = rng.choice(fields)
     try:
         if field.is_repeated:

@@ -239,7 +239,7 @@ FORMS: tuple[Form, ...] = (
 
 
 @cache
-def _planned() -> tuple[OnnxModel, Plan, bytes]:
+def planned() -> tuple[OnnxModel, Plan, bytes]:
     """A model and a plan with every form of surrogate for tokens, as optimize would write it."""
     d = 4
     model = read(networks.residual_mlp(2 * len(FORMS), d))
@@ -290,17 +290,17 @@ def _planned() -> tuple[OnnxModel, Plan, bytes]:
 
 
 def _plans() -> list[bytes]:
-    return [_planned()[1].model_dump_json().encode()]
+    return [planned()[1].model_dump_json().encode()]
 
 
 def _tensors() -> list[bytes]:
-    return [_planned()[2]]
+    return [planned()[2]]
 
 
 def _feed_plan(content: bytes, folder: Path) -> None:
     path = folder / "plan"
     path.write_bytes(content)
-    tensors_path(path).write_bytes(_planned()[2])
+    tensors_path(path).write_bytes(planned()[2])
     _replay(path)
 
 
@@ -316,7 +316,7 @@ def _replay(path: Path) -> None:
     """As apply does; the hash of a plan is no signature, so whoever edits it can seal it again."""
     plan, tensors = read_plan(path)
     sealed = plan.model_copy(update={"sha256": plan.digest()})
-    replay(_planned()[0], sealed, tensors)
+    replay(planned()[0], sealed, tensors)
 
 
 TARGETS = {
