@@ -7,6 +7,7 @@ is planted in test_hostile_models, test_hostile_data and test_hostile_plans.
 from __future__ import annotations
 
 import importlib
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,6 @@ import numpy as np
 import pytest
 
 from blockfold.ir.errors import BadInput
-from blockfold.tests.fuzz import campaign as campaigns
 from blockfold.tests.fuzz.campaign import campaign, feed, input_of
 from blockfold.tests.fuzz.targets import TARGETS, Target
 from blockfold.tests.fuzz.watch import MEMORY_BYTES, Watch
@@ -119,7 +119,7 @@ def _target(reader: Callable[[bytes, Path], None]) -> Target:
 
 
 def test_a_process_that_dies_is_a_finding(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(campaigns.sys, "executable", "/bin/false")
+    monkeypatch.setattr(sys, "executable", "/bin/false")
     report = campaign("npy", 2)
     assert report.inputs == 2
     ((said, _),) = report.findings.values()

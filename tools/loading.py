@@ -85,7 +85,7 @@ def _pretrained(folder: Path) -> Any:
             f"{folder}: a Hugging Face folder needs transformers: pip install transformers"
         ) from error
     try:
-        local = {"local_files_only": True, "trust_remote_code": False}
+        local: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
         config = transformers.AutoConfig.from_pretrained(folder, **local)
         names = getattr(config, "architectures", None) or ["AutoModel"]
         if hasattr(config, "use_cache"):

@@ -80,11 +80,14 @@ def test_data_that_stands_there_several_times_is_the_same_data(seed: int, times:
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_what_stands_in_padding_changes_nothing(garbage: float, dtype: type) -> None:
     """To the last bit: it is not multiplied by zero, it is left out."""
-    x, y = (array.astype(dtype) for array in rows(40, 1))
+    x, y = rows(40, 1)
+    x, y = x.astype(dtype), y.astype(dtype)
     weights = (np.arange(40) % 3 > 0).astype(np.float64)
-    dirty = [np.where(weights[:, None] > 0, array, garbage).astype(dtype) for array in (x, y)]
     found, clean = Equations(["y"]), Equations(["y"])
-    found.add(dirty[0], [dirty[1]], weights)
+    is_kept = weights[:, None] > 0
+    u: Array = np.where(is_kept, x, garbage).astype(dtype)
+    v: Array = np.where(is_kept, y, garbage).astype(dtype)
+    found.add(u, [v], weights)
     clean.add(x, [y], weights)
     a, b = solved(found.moments("y")), solved(clean.moments("y"))
     assert (a.W.tobytes(), a.b.tobytes()) == (b.W.tobytes(), b.b.tobytes())
@@ -211,8 +214,7 @@ def test_padding_counts_in_no_statistic_of_a_sweep(garbage: float) -> None:
     clean.add({"x": x, "y": y}, mask)
     assert found.cosine(pair) == clean.cosine(pair)
     assert found.moments(pair).Cxy.tobytes() == clean.moments(pair).Cxy.tobytes()
-    pooled = [pooled_mean(a, -1, mask) for a in (dirty[0], x)]
-    np.testing.assert_array_equal(*pooled)
+    np.testing.assert_array_equal(pooled_mean(dirty[0], -1, mask), pooled_mean(x, -1, mask))
 
 
 def test_nan_and_inf_are_named_by_value_and_sample() -> None:

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import inspect
 import sys
 import tempfile
 import time
 from pathlib import Path
 from random import Random
+from types import ModuleType
 
 from .campaign import campaign, feed, work
 from .targets import TARGETS
@@ -52,6 +54,11 @@ def keep(folder: Path, name: str, content: bytes) -> Path:
     return path
 
 
+def is_ours(module: ModuleType) -> bool:
+    name = module.__name__
+    return name.startswith("blockfold.") and not name.startswith("blockfold.tests")
+
+
 def guided(name: str, runs: int, seed: int, kept: Path) -> None:
     """One process, led by coverage of our own code; it ends at `runs` inputs."""
     import atheris
@@ -78,7 +85,10 @@ def guided(name: str, runs: int, seed: int, kept: Path) -> None:
                 known.add(found)
                 print(f"  {found}\n    {keep(kept, name, content)}", flush=True)  # noqa: T201
 
-        atheris.instrument_all()
+        for module in [m for m in sys.modules.values() if is_ours(m)]:
+            for function in vars(module).values():
+                if inspect.isfunction(function) and function.__module__ == module.__name__:
+                    atheris.instrument_func(function)
         arguments = [f"-runs={runs}", f"-seed={seed + 1}", "-max_len=65536", "-rss_limit_mb=2048"]
         atheris.Setup([sys.argv[0], *arguments, str(corpus)], one, custom_mutator=damage)
         atheris.Fuzz()

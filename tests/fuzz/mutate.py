@@ -104,7 +104,7 @@ def _messages(message: Message, depth: int = 0) -> Iterator[Message]:
 def _edit(root: Message, rng: Random) -> None:
     everywhere = list(_messages(root))
     message = rng.choice(everywhere)
-    fields: list[FieldDescriptor] = [field for field, _ in message.ListFields()]
+    fields: list[Any] = [field for field, _ in message.ListFields()]
     if not fields or rng.random() < 0.3:
         fields = list(message.DESCRIPTOR.fields)
     field = rng.choice(fields)

@@ -22,7 +22,7 @@ NONE = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
 ALL = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
 SESSION = onnxruntime.SessionOptions
 
-WAYS: dict[str, tuple[Any, dict[str, int]]] = {
+WAYS: dict[str, tuple[Any, dict[str, Any]]] = {
     "no optimisation": (NONE, {"threads": 1}),
     "all optimisation": (ALL, {"threads": 1}),
     "two threads": (ALL, {"threads": 2}),
@@ -56,7 +56,7 @@ def decided(files: Files, small: Path) -> Result:
     return decide(files, small, threads=1)
 
 
-def decide(files: Files, small: Path, **settings: int) -> Result:
+def decide(files: Files, small: Path, **settings: Any) -> Result:
     """The costs are given, so that only the data decides."""
     costs = small.with_suffix(".plan.json")
     return api.optimize(files.model, files.data, remove=1, costs=costs, provider="cpu", **settings)
