@@ -40,13 +40,30 @@ def rows_of(feature: Feature, array: Floats, mask: Array | None = None) -> Float
     return as_rows(array, feature.channel_axis)
 
 
-def require_finite(rows: Floats, value: str) -> None:
-    """BadInput where the rows of an inner value hold NaN or Inf."""
-    if not np.isfinite(rows).all():
-        raise BadInput(
-            f"the model's inner value {value!r} holds NaN or Inf on these samples; "
-            "check the model and the scale of the data"
-        )
+def require_finite(
+    rows: Floats,
+    value: str,
+    weights: Array | None = None,
+    samples: NDArray[np.int64] | None = None,
+) -> None:
+    """BadInput where rows (n, d) of an inner value hold NaN or Inf, those of weight 0 aside.
+
+    weights (n,); `samples` are those that the rows belong to, as many to each, for the message.
+    """
+    if np.isfinite(rows).all():
+        return
+    bad = ~np.isfinite(rows).reshape(len(rows), -1).all(axis=1)
+    if weights is not None:
+        bad &= weights != 0
+    if not bad.any():
+        return
+    first = int(bad.argmax())
+    sample = None if samples is None else samples[first * len(samples) // len(rows)]
+    where = "" if sample is None else f", first in sample {sample}"
+    raise BadInput(
+        f"the model's inner value {value!r} holds NaN or Inf on these samples{where}; "
+        "check the model and the scale of the data"
+    )
 
 
 def as_rows(array: Floats, channel_axis: int) -> Floats:
@@ -78,6 +95,8 @@ def pooled_mean(array: Floats, channel_axis: int, mask: Array | None) -> Floats:
     if mask is not None and moved.shape[:-1] == mask.shape:
         kept = (mask != 0).astype(flat.dtype)
         total = np.maximum(kept.sum(axis=1, keepdims=True), 1)
+        if not np.isfinite(flat).all():  # 0 times NaN is NaN
+            flat = np.where(kept[:, :, None] != 0, flat, 0)
         mean: Floats = (kept[:, None, :] @ flat)[:, 0] / total
     else:
         mean = flat.mean(axis=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 import shutil
 import tempfile
@@ -20,6 +21,11 @@ from .data import Stored
 from .intake import CHUNK_BYTES, Item, Piece, blaming, chunks_of
 
 UNREADABLE = "cannot be read; damaged or truncated?"
+
+PACKINGS = frozenset({zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED})
+"""What NumPy writes, and what is unpacked no faster than it is asked for."""
+
+LONGEST_HEADER_BYTES = 10_000
 
 
 def path_items(path: Path) -> Iterator[Item]:
@@ -72,6 +78,11 @@ def _npy_piece(path: Path, stamp: Stamp) -> Piece:
 
 def _npz_piece(archive: zipfile.ZipFile, info: zipfile.ZipInfo, path: Path) -> Piece:
     """A member of an .npz, streamed; in Fortran order, by way of a scratch file."""
+    if info.compress_type not in PACKINGS:
+        raise BadInput(
+            f"{path}: array {info.filename!r} is packed in a way that NumPy never uses; "
+            "write it again with numpy.savez_compressed"
+        )
     with archive.open(info) as stream:
         shape, fortran, dtype = _header(stream, info.file_size, f"{path}: array {info.filename!r}")
         begin = stream.tell()
@@ -95,6 +106,10 @@ def _npz_piece(archive: zipfile.ZipFile, info: zipfile.ZipInfo, path: Path) -> P
     return Piece(shape, dtype, chunks)
 
 
+HEADER_PREFIX = {(1, 0): 2, (2, 0): 4}
+"""Bytes that tell how long the header is, by version of the format."""
+
+
 def _header(
     stream: IO[bytes], size: int, where: object
 ) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
@@ -106,7 +121,11 @@ def _header(
     version = np.lib.format.read_magic(stream)
     if version not in readers:
         raise BadInput(f"{where}: is .npy version {version}, not 1.0 or 2.0; save plain numbers")
-    shape, fortran, dtype = readers[version](stream)
+    prefix = stream.read(HEADER_PREFIX[version])
+    length = int.from_bytes(prefix, "little")
+    if length > LONGEST_HEADER_BYTES:
+        raise BadInput(f"{where}: has a header of {length:,} bytes; save plain numbers")
+    shape, fortran, dtype = readers[version](io.BytesIO(prefix + stream.read(length)))
     if dtype.hasobject:
         raise BadInput(
             f"{where}: holds pickled objects, which are never loaded; save plain numbers"

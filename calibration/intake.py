@@ -79,7 +79,9 @@ def collect(
                     feeds.get(name, labels).add(piece, item.where)
                     continue
                 for chunk in piece.chunks():
-                    codes = [numbers.setdefault(group, len(numbers)) for group in chunk.tolist()]
+                    with blaming(f"{item.where}: array {name!r} holds what is no text"):
+                        given = chunk.tolist()
+                    codes = [numbers.setdefault(group, len(numbers)) for group in given]
                     groups.append(np.array(codes, np.int64))
         samples = feeds[inputs[0].name].samples
         if not samples:
@@ -177,6 +179,8 @@ def _check_shapes(item: Item, inputs: Sequence[Value]) -> None:
                 f"{item.where}: {name!r} has {piece.shape[0]} entries but {lead!r} has {rows} "
                 "samples; the first axis of every array must be samples"
             )
+    if rows and not any(math.prod(pieces[value.name].shape) for value in inputs):
+        raise BadInput(f"{item.where}: holds no numbers for its {rows} samples; give real ones")
     groups = None if "groups" in [value.name for value in inputs] else pieces.get("groups")
     if groups is not None and (len(groups.shape) != 1 or groups.dtype.kind not in "biuUS"):
         raise BadInput(

@@ -84,6 +84,8 @@ class Centred:
         if rows.dtype != np.float64:
             rows = rows.astype(np.float32, copy=False)
         count = len(rows) if weights is None else int(np.count_nonzero(weights))
+        if weights is not None and count < len(rows):  # whatever stands there, NaN included
+            rows, weights = rows[weights != 0], weights[weights != 0]
         total = float(count) if weights is None else float(weights.sum())
         if total == 0.0:
             empty = np.zeros((0, rows.shape[1]), rows.dtype)

@@ -44,15 +44,26 @@ class Statistics:
         self._cosines: dict[Pair, float] = dict.fromkeys(self.pairs, 0.0)
         self._angles: dict[Pair, float] = dict.fromkeys(self.pairs, 0.0)
 
-    def add(self, taps: Mapping[str, NDArray[np.floating]], mask: Array | None) -> None:
-        """Take one batch; mask (rows, length) has 0 for padding. BadInput names NaN or Inf."""
+    def add(
+        self,
+        taps: Mapping[str, NDArray[np.floating]],
+        mask: Array | None,
+        samples: NDArray[np.int64] | None = None,
+    ) -> None:
+        """Take one batch of those samples; mask (rows, length) has 0 for padding.
+
+        BadInput names value and sample of a NaN or Inf that is not in padding.
+        """
         rows = {v: as_rows(taps[v], self._axis[v]) for v in self.values}
         weights = {
             v: None if mask is None else row_weights(mask, taps[v].shape, self._axis[v])
             for v in self.values
         }
         for name, value in rows.items():
-            require_finite(value, name)
+            weight = weights[name]
+            require_finite(value, name, weight, samples)
+            if weight is not None and not weight.all():  # whatever stands there, NaN included
+                rows[name], weights[name] = value[weight != 0], weight[weight != 0]
         centred = {v: Centred.of(rows[v], weights[v]) for v in self.values}
         for a, b in self._keys():
             product = CoMoment.of(centred[a], centred[b])
@@ -121,7 +132,7 @@ def sweep(
     for rows in data.batches(samples, runner.fixed_batch or batch):
         kept = None if mask is None else np.asarray(rows.feeds[mask], np.float64)
         values = runner(rows.feeds)
-        statistics.add(values, kept)
+        statistics.add(values, kept, rows.samples)
         if watch is not None:
             watch(rows, values)
         if progress is not None:

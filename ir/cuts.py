@@ -101,10 +101,16 @@ def _sources(graph: Graph) -> list[str]:
     return found + [made for *_, made in sorted(looked_up, key=lambda key: key[:3])]
 
 
+FAR_BACK = 1000
+
+
 def _asked(graph: Graph, name: str) -> tuple[int, int]:
-    """Number of the first graph input behind a value, and how many values are behind it."""
+    """Number of the first graph input behind a value, and how many values are behind it.
+
+    No further back than FAR_BACK values: an index is made in a few steps.
+    """
     waiting, seen = [name], {name}
-    while waiting:
+    while waiting and len(seen) < FAR_BACK:
         maker = graph.producer.get(waiting.pop())
         fresh = set(maker.inputs) - seen if maker is not None else set()
         seen |= fresh
@@ -197,9 +203,8 @@ class _Streams:
         """Nodes through which a derivative flows on from the value to the sink."""
         return [
             node
-            for node in self.graph.consumers.get(name, ())
+            for node in self.graph.differentiating.get(name, ())
             if not self.kept.isdisjoint(node.smooth)
-            and any(d and i == name for i, d in zip(node.inputs, node.derivative, strict=True))
         ]
 
     def _next(self, value: str) -> str:

@@ -60,6 +60,9 @@ class Kind(Enum):
     OTHER = "other"
 
 
+MOST_NAMES = 2_000_000
+"""Arithmetic on n constants in a row would hold n^2 / 2 of their names."""
+
 JOINING = frozenset({Kind.VIEW, Kind.PERMUTE, Kind.POINTWISE, Kind.NORM, Kind.ADD})
 """Kinds cheap enough that the values before and after them are one place in the stream."""
 
@@ -106,12 +109,17 @@ class Graph:
     @cached_property
     def consumers(self) -> Mapping[str, tuple[Node, ...]]:
         """The nodes that read each value, in topological order, each once."""
-        readers: dict[str, dict[int, Node]] = {}
-        for node in self.nodes:
-            for name in node.inputs:
-                if name:
-                    readers.setdefault(name, {})[node.index] = node
-        return {name: tuple(found.values()) for name, found in readers.items()}
+        return _readers((name, node) for node in self.nodes for name in node.inputs if name)
+
+    @cached_property
+    def differentiating(self) -> Mapping[str, tuple[Node, ...]]:
+        """The nodes through which a derivative flows on from each value, as of `consumers`."""
+        return _readers(
+            (name, node)
+            for node in self.nodes
+            for name, passes in zip(node.inputs, node.derivative, strict=True)
+            if name and passes
+        )
 
     def value(self, name: str) -> Value:
         return self.values.get(name) or Value(name)
@@ -215,12 +223,17 @@ class Graph:
         """Per node index, the constants it reads, directly or through input-free arithmetic.
 
         Experts count too: matrices of a stack of them, picked by an index that depends on an input.
+        Names are held at most MOST_NAMES times in all: what folds still more is no weight.
         """
         behind: dict[str, frozenset[str]] = {name: frozenset({name}) for name in self.constants}
         found: dict[int, frozenset[str]] = {}
+        held = 0
         for node in self.nodes:
             used = frozenset[str]().union(*(behind.get(name, frozenset()) for name in node.inputs))
             found[node.index] = used
+            held += len(used)
+            if held > MOST_NAMES:
+                used = frozenset()
             first = node.inputs[0] if node.inputs else ""
             picked = node.kind is Kind.LOOKUP and self._is_stack(first)
             carried = node.kind in (Kind.VIEW, Kind.PERMUTE) and first in behind
@@ -241,3 +254,11 @@ class Graph:
     def parameters_stored(self) -> int:
         """Elements of all constants, whoever reads them."""
         return sum(constant.elements for constant in self.constants.values())
+
+
+def _readers(pairs: Iterable[tuple[str, Node]]) -> Mapping[str, tuple[Node, ...]]:
+    """Per value its nodes, each once."""
+    found: dict[str, dict[int, Node]] = {}
+    for name, node in pairs:
+        found.setdefault(name, {})[node.index] = node
+    return {name: tuple(nodes.values()) for name, nodes in found.items()}

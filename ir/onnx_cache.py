@@ -13,10 +13,10 @@ from dataclasses import dataclass
 import onnx
 
 from .graph import Kind, Node
+from .lengths import Dim, Length
 from .onnx_dims import Lengths
 from .onnx_file import OnnxModel
 from .onnx_ops import CACHE_SLOTS, MOVING
-from .onnx_shapes import Dim, Length
 
 
 @dataclass(frozen=True)
@@ -98,8 +98,11 @@ def _growth(model: OnnxModel, lengths: Lengths, cache: Cache) -> tuple[int, Dim]
     if past is None or present is None:
         return None
     before, rows = (lengths.shape(name) for name in maker.inputs)
+    ranks = {len(dims) for dims in (past, present, before or (), rows or ())}
     proto = model.proto.graph.node[maker.index]
-    axis = next(a.i for a in proto.attribute if a.name == "axis") % len(present)
-    if before is None or rows is None or before[axis] != past[axis]:
+    axis = next((a.i for a in proto.attribute if a.name == "axis"), 0)
+    rank = ranks.pop()
+    if ranks or before is None or rows is None or not -rank <= axis < rank:
         return None
-    return axis, rows[axis]
+    axis %= rank
+    return (axis, rows[axis]) if before[axis] == past[axis] else None

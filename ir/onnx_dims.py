@@ -14,16 +14,13 @@ from math import prod
 import onnx
 
 from .graph import Graph, Kind, Node
+from .lengths import Dim, Dims, Equalities, Length
 from .onnx_file import OnnxModel
 from .onnx_shapes import (
     MOST_NUMBERS,
     NUMBERS,
     SHAPES,
     Call,
-    Dim,
-    Dims,
-    Equalities,
-    Length,
     nothing,
     same,
 )

@@ -14,11 +14,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import BinaryIO
 
+import numpy as np
 import onnx
 from google.protobuf.message import DecodeError
 
-from .errors import BadInput
+from .errors import BadInput, BlockfoldError
 from .graph import Graph, Value
+from .onnx_limits import require_finite_functions, require_whole
 from .onnx_view import stored_bytes, tensor_bytes, view
 from .staging import DATA_SUFFIX, unwritable, write_bytes
 from .stamp import Stamp, require_unchanged
@@ -91,7 +93,8 @@ class OnnxModel:
 def read(source: str | os.PathLike[str] | onnx.ModelProto) -> OnnxModel:
     """Read and check a model from a path, or take a ModelProto as it is.
 
-    Raises BadInput for anything that is not a whole, valid ONNX model with all its data at hand.
+    Raises BadInput for anything that is not a whole, valid ONNX model with all its data at hand,
+    Unsupported where calls of its own functions stand for too much.
     """
     stamps: list[Stamp] = []
     if isinstance(source, onnx.ModelProto):
@@ -120,9 +123,11 @@ def read(source: str | os.PathLike[str] | onnx.ModelProto) -> OnnxModel:
         located = (_locate(model.folder, tensor, name) for tensor in model.external())
         stamps += map(Stamp.of, dict.fromkeys(path for path, _ in located))
         model = replace(model, stamps=tuple(stamps))
+        require_whole(model.proto, name)
+        require_finite_functions(model.proto, name)
         check(model.proto)
         _ = model.graph
-    except BadInput:
+    except BlockfoldError:
         raise
     except onnx.checker.ValidationError as error:
         reason = str(error).splitlines()[0]
@@ -220,6 +225,15 @@ def _chunks(folder: Path, tensor: onnx.TensorProto, size: int = 1 << 24) -> Iter
                 raise BadInput(f"{path}: cut short while in use; copy it again")
             left -= len(chunk)
             yield chunk
+
+
+def numbers(model: OnnxModel, tensor: onnx.TensorProto) -> np.ndarray:
+    """The numbers of a weight, read from the model's folder where they lie there."""
+    if tensor.data_location != EXTERNAL:
+        return onnx.numpy_helper.to_array(tensor)
+    content = b"".join(_chunks(model.folder, tensor))
+    held = onnx.TensorProto(dims=tensor.dims, data_type=tensor.data_type, raw_data=content)
+    return onnx.numpy_helper.to_array(held)
 
 
 def write(model: OnnxModel, path: Path) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 
 from .graph import Kind, Node
-from .onnx_file import OnnxModel
+from .onnx_file import OnnxModel, numbers
 from .windows import Window
 
 Weights = np.ndarray
@@ -95,7 +95,7 @@ def _read(
     u, weight = node.inputs[:2]
     known = {a.name: onnx.helper.get_attribute_value(a) for a in proto.attribute}
     dims = graph.constants[weight].shape if weight in graph.constants else None
-    if dims is None or u not in graph.input_dependent:
+    if dims is None or len(dims) < 2 or u not in graph.input_dependent:
         return None
     if node.op == "Gemm":
         if (
@@ -115,6 +115,11 @@ def _read(
         if bias is not None or node.inputs[2] not in graph.constants:
             return None
         bias = node.inputs[2]
+    out = dims[0] if node.op == "Conv" or _is_transposed(proto) else dims[-1]
+    beside = [_scale_name(model, index) for index in after if graph.nodes[index].op == "Mul"]
+    beside += [] if bias is None else [bias]
+    if any(graph.constants[name].elements not in (1, out) for name in beside):
+        return None
     return Linear(value, residual, u, node.index, weight, bias, bias_node, after, window)
 
 
@@ -185,14 +190,19 @@ def _is_transposed(node: onnx.NodeProto) -> bool:
 
 
 def _scale(model: OnnxModel, index: int) -> Weights:
-    name = next(n for n in model.graph.nodes[index].inputs if n in model.graph.constants)
-    return constant(model, name).astype(np.float64).reshape(-1)
+    return constant(model, _scale_name(model, index)).astype(np.float64).reshape(-1)
+
+
+def _scale_name(model: OnnxModel, index: int) -> str:
+    return next(n for n in model.graph.nodes[index].inputs if n in model.graph.constants)
 
 
 def constant(model: OnnxModel, name: str) -> Weights:
     """The numbers of a constant, external data read from the model's folder."""
     for tensor in model.proto.graph.initializer:
         if tensor.name == name:
-            return onnx.numpy_helper.to_array(tensor, str(model.folder))
-    maker = model.proto.graph.node[model.graph.producer[name].index]
-    return onnx.numpy_helper.to_array(next(a.t for a in maker.attribute if a.name == "value"))
+            return numbers(model, tensor)
+    (attribute,) = model.proto.graph.node[model.graph.producer[name].index].attribute
+    value = onnx.helper.get_attribute_value(attribute)
+    is_tensor = isinstance(value, onnx.TensorProto)
+    return onnx.numpy_helper.to_array(value) if is_tensor else np.array(value)

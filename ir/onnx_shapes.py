@@ -7,82 +7,21 @@ One rule per operator: from what is known of the inputs to the dimensions of the
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 
 import onnx
 
 from .graph import Node
+from .lengths import Dim, Dims, Equalities, Length
 from .onnx_ops import REDUCTIONS
 
 MOST_NUMBERS = 64
 """Longer integer tensors are data, not shapes."""
 
-
-@dataclass(frozen=True, order=True)
-class Length:
-    """The length of one axis of a value, a graph input where it could be traced to one."""
-
-    value: str
-    axis: int
-
-
-Dim = int | Length
-Dims = tuple[Dim, ...]
-
-
-class Equalities:
-    """Lengths that must be equal for the graph to run, in classes.
-
-    One stands for all of a class: a number where one is known, else the length of the value that
-    has the first of the `places`.
-    """
-
-    def __init__(self, places: Mapping[str, int]) -> None:
-        self._places = places
-        self._stand_ins: dict[Length, Dim] = {}
-        self._classes: dict[Dim, list[Length]] = {}
-        self._broadcasts: dict[frozenset[Dim], Length] = {}
-        self._parts: dict[Dim, frozenset[Dim]] = {}
-
-    def of(self, dim: Dim) -> Dim:
-        """The one that stands for it."""
-        while isinstance(dim, Length) and dim in self._stand_ins:
-            dim = self._stand_ins[dim]
-        return dim
-
-    def alike(self, length: Length) -> list[Length]:
-        """All that are equal to it, itself included, by their places."""
-        return sorted(self._classes.get(self.of(length), [length]), key=self._place)
-
-    def unite(self, dims: Iterable[Dim]) -> Dim:
-        """Note that they are equal; gives the one that stands for all of them."""
-        best, *others = sorted({self.of(dim) for dim in dims}, key=self._place)
-        if others:
-            found = self._classes.setdefault(best, [best] if isinstance(best, Length) else [])
-            for dim in others:
-                if isinstance(dim, Length):
-                    self._stand_ins[dim] = best
-                    found += self._classes.pop(dim, [dim])
-        return best
-
-    def broadcast(self, dims: Iterable[Dim], made: Length) -> Dim:
-        """The length that these give, each equal to it or 1; `made` where they meet at first.
-
-        Whichever of them is 1: the same ones give the same, and so does one of them once more.
-        """
-        wide = {self.of(dim) for dim in dims} - {1}
-        numbers = [dim for dim in wide if isinstance(dim, int)]
-        if numbers or len(wide) < 2:
-            return next(iter([*numbers, *wide]), 1)
-        parts = frozenset[Dim]().union(*(self._parts.get(dim, {dim}) for dim in wide))
-        found = self._broadcasts.setdefault(parts, made)
-        self._parts[found] = parts
-        return self.of(found)
-
-    def _place(self, dim: Dim) -> tuple[int, int]:
-        return (-1, dim) if isinstance(dim, int) else (self._places[dim.value], dim.axis)
+LONGEST_RANK = 64
+"""More axes than any runtime takes."""
 
 
 @dataclass(frozen=True)
@@ -139,7 +78,7 @@ def _broadcast(call: Call) -> Dims | None:
 
 def _joined(call: Call, shapes: Sequence[Dims]) -> Dims:
     """The first axes of the node's output, where these shapes are broadcast to one."""
-    rank = max(map(len, shapes))
+    rank = max(map(len, shapes), default=0)
     padded = [_pad_ones(shape, rank) for shape in shapes]
     return tuple(
         call.equal.broadcast(column, Length(call.node.outputs[0], axis))
@@ -157,9 +96,12 @@ def _matmul(call: Call) -> Dims | None:
 
 def _gemm(call: Call) -> Dims | None:
     a, b = call.shape(0), call.shape(1)
-    if a is None or b is None:
+    if a is None or b is None or (len(a), len(b)) != (2, 2):
         return None
-    return (a[call.attribute("transA", 0)], b[1 - call.attribute("transB", 0)])
+    return (
+        a[1 if call.attribute("transA", 0) else 0],
+        b[0 if call.attribute("transB", 0) else 1],
+    )
 
 
 def _transpose(call: Call) -> Dims | None:
@@ -167,7 +109,9 @@ def _transpose(call: Call) -> Dims | None:
     if shape is None:
         return None
     order = call.attributes.get("perm", tuple(reversed(range(len(shape)))))
-    return None if isinstance(order, int) else tuple(shape[i] for i in order)
+    if isinstance(order, int) or sorted(order) != list(range(len(shape))):
+        return None
+    return tuple(shape[i] for i in order)
 
 
 def _unsqueeze(call: Call) -> Dims | None:
@@ -175,7 +119,9 @@ def _unsqueeze(call: Call) -> Dims | None:
     if shape is None or axes is None:
         return None
     rank = len(shape) + len(axes)
-    ones = {axis % rank for axis in axes}
+    ones = _axes(axes, rank)
+    if ones is None or len(ones) < len(axes):
+        return None
     rest = iter(shape)
     return tuple(1 if i in ones else next(rest) for i in range(rank))
 
@@ -184,8 +130,15 @@ def _squeeze(call: Call) -> Dims | None:
     shape, axes = call.shape(0), call.integers("axes", 1)
     if shape is None or axes is None:
         return None
-    gone = {axis % len(shape) for axis in axes}
-    return tuple(dim for i, dim in enumerate(shape) if i not in gone)
+    gone = _axes(axes, len(shape))
+    return None if gone is None else tuple(d for i, d in enumerate(shape) if i not in gone)
+
+
+def _axes(given: Sequence[int], rank: int) -> set[int] | None:
+    """Axes counted from the front; None where a value of that rank has not all of them."""
+    if rank > LONGEST_RANK or not all(-rank <= axis < rank for axis in given):
+        return None
+    return {axis % rank for axis in given}
 
 
 def _reshape(call: Call) -> Dims | None:
@@ -225,7 +178,10 @@ def _gather(call: Call) -> Dims | None:
     data, index = call.shape(0), call.shape(1)
     if data is None or index is None:
         return None
-    axis = call.attribute("axis", 0) % len(data)
+    axes = _axes([call.attribute("axis", 0)], len(data))
+    if axes is None or len(data) + len(index) > LONGEST_RANK:
+        return None
+    (axis,) = axes
     return (*data[:axis], *index, *data[axis + 1 :])
 
 
@@ -235,10 +191,12 @@ def _concat(call: Call) -> Dims | None:
     first = shapes[0]
     if first is None or len(shapes) == 1:
         return first
-    joined = call.attribute("axis", 0) % len(first)
+    joined = _axes([call.attribute("axis", 0)], len(first))
+    if joined is None:
+        return None
     alike = [shape for shape in shapes if shape is not None and len(shape) == len(first)]
     return tuple(
-        Length(call.node.outputs[0], axis) if axis == joined else call.equal.unite(dims)
+        Length(call.node.outputs[0], axis) if axis in joined else call.equal.unite(dims)
         for axis, dims in enumerate(zip(*alike, strict=True))
     )
 
@@ -265,7 +223,9 @@ def _slice(call: Call) -> Dims | None:
     shape, axes = call.shape(0), call.integers("axes", 3)
     if shape is None or axes is None:
         return None
-    cut = {axis % len(shape) for axis in axes}
+    cut = _axes(axes, len(shape))
+    if cut is None:
+        return None
     out = call.node.outputs[0]
     return tuple(Length(out, i) if i in cut else dim for i, dim in enumerate(shape))
 
@@ -276,7 +236,9 @@ def _reduce(call: Call) -> Dims | None:
         return None
     if not axes:
         axes = [] if call.attribute("noop_with_empty_axes", 0) else list(range(len(shape)))
-    gone = {axis % len(shape) for axis in axes}
+    gone = _axes(axes, len(shape))
+    if gone is None:
+        return None
     if call.attribute("keepdims", 1):
         return tuple(1 if i in gone else dim for i, dim in enumerate(shape))
     return tuple(dim for i, dim in enumerate(shape) if i not in gone)
@@ -284,7 +246,7 @@ def _reduce(call: Call) -> Dims | None:
 
 def _conv(call: Call) -> Dims | None:
     shape, kernel = call.shape(0), call.shape(1)
-    if shape is None or kernel is None:
+    if shape is None or kernel is None or len(shape) != len(kernel) or len(shape) < 2:
         return None
     out = call.node.outputs[0]
     return (shape[0], kernel[0], *(Length(out, i) for i in range(2, len(shape))))
@@ -359,6 +321,8 @@ def _number_concat(call: Call) -> tuple[Dim | None, ...] | None:
                 return None
             part = (None,) * count
         joined += part
+        if len(joined) > MOST_NUMBERS:
+            return None
     return tuple(joined)
 
 

@@ -12,11 +12,11 @@ import re
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 
-import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
 from .graph import Constant, Graph, Kind, Node, Shape, Value
+from .onnx_inference import infer_shapes
 from .onnx_ops import (
     BLOCKED_DOMAIN,
     CHANNEL_AXIS,
@@ -123,8 +123,8 @@ def _scope(proto: onnx.NodeProto) -> tuple[str, ...]:
         if entry.key == SCOPES_KEY:
             try:
                 path = ast.literal_eval(entry.value)
-            except (ValueError, SyntaxError):
-                return ()
+            except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
+                return ()  # the last two: brackets within brackets
             return tuple(str(part) for part in path[:-1] if part) if isinstance(path, list) else ()
     if proto.name.startswith("/"):
         return tuple(part for part in re.split(r"/+", proto.name)[1:-1] if part)
@@ -146,11 +146,9 @@ class _Values(Mapping[str, Value]):
 
     @cached_property
     def _inferred(self) -> dict[str, Value]:
-        try:
-            full = onnx.shape_inference.infer_shapes(_without_weights(self._model), data_prop=True)
-        except (onnx.shape_inference.InferenceError, RuntimeError, ValueError, TypeError):
-            return {}  # a hint is missing, not a fact: observed shapes decide where there is data
-        return {info.name: _value(info) for info in (*full.graph.value_info, *full.graph.output)}
+        # what is not found is a missing hint, no fact: observed shapes decide where there is data
+        full = infer_shapes(_without_weights(self._model))
+        return {info.name: _value(info) for info in (*full.value_info, *full.output)}
 
     def __getitem__(self, name: str) -> Value:
         found = self._stated.get(name)
@@ -174,7 +172,6 @@ def _without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
     light = onnx.ModelProto()
     light.ir_version = model.ir_version
     light.opset_import.extend(model.opset_import)
-    light.functions.extend(model.functions)
     light.graph.name = model.graph.name
     versions = {o.domain.replace("ai.onnx", ""): o.version for o in model.opset_import}
     for node in model.graph.node:
@@ -187,7 +184,7 @@ def _without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
     light.graph.value_info.extend(model.graph.value_info)
     known = {value.name for value in model.graph.input}
     for tensor in model.graph.initializer:
-        if np.prod(tensor.dims) <= 1024 and tensor.data_location != onnx.TensorProto.EXTERNAL:
+        if math.prod(tensor.dims) <= 1024 and tensor.data_location != onnx.TensorProto.EXTERNAL:
             light.graph.initializer.append(tensor)
         elif tensor.name not in known:
             info = onnx.helper.make_tensor_value_info(
@@ -254,7 +251,7 @@ def elem_type(dtype: str) -> int:
 
 
 def _constant(tensor: onnx.TensorProto) -> Constant:
-    elements = int(np.prod(tensor.dims, dtype=np.int64))
+    elements = math.prod(tensor.dims)
     return Constant(
         name=tensor.name,
         dtype=dtype_name(tensor.data_type),

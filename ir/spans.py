@@ -7,6 +7,7 @@ seen on data alone. What cannot be proved is a Refusal that names the reason and
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -279,10 +280,14 @@ def _any_shape(graph: Graph, name: str, observed: ObservedShapes | None) -> Shap
     return graph.value(name).shape or ()
 
 
+FAR = 256
+"""Values looked through for an operator with an opinion: who is further away has none."""
+
+
 def _opinions(graph: Graph, name: str) -> Iterator[int]:
-    queue, seen = [name], {name}
-    while queue:
-        value = queue.pop(0)
+    queue, seen = deque([name]), {name}
+    while queue and len(seen) < FAR:
+        value = queue.popleft()
         around = [n for n in graph.consumers.get(value, ()) if n.inputs[0] == value]
         for node in around:
             if node.channel_axis is not None:
@@ -293,7 +298,9 @@ def _opinions(graph: Graph, name: str) -> Iterator[int]:
                 seen.update(fresh)
                 queue += fresh
     maker = graph.producer.get(name)
-    while maker is not None:
+    for _ in range(FAR):
+        if maker is None:
+            return
         if maker.channel_axis is not None:
             yield maker.channel_axis
             return

@@ -17,10 +17,10 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from ..ir.graph import Graph, Kind, Node
+from ..ir.lengths import Dim, Dims, Length
 from ..ir.onnx_dims import Lengths
 from ..ir.onnx_door import Delta, apply, insert
 from ..ir.onnx_file import OnnxModel
-from ..ir.onnx_shapes import Dim, Dims, Length
 from .base import Pass, PassError, PassResult
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
@@ -27,6 +28,7 @@ from ..ir.spans import Refusal, Span
 from .budget import Budget
 from .costs import Costs
 from .fit import Healing
+from .plan_checks import require_map, require_place
 from .rating import Metric
 from .replacement import Replacement
 from .surrogates import Form
@@ -245,9 +247,12 @@ def replacements_of(
 ) -> tuple[Replacement, ...]:
     """The replacements of an unedited plan, refits last; `model` as it is analysed.
 
-    Raises BadInput where a tensor is missing or odd, or the model lacks what the plan folds.
+    Raises BadInput where a tensor is missing or odd, or the model is not one they fit.
     """
     found = []
+    made = Counter(decision.exit for decision in (*plan.decisions, *plan.refits))
+    if made and max(made.values()) > 1:
+        raise BadInput(f"the plan makes {max(made, key=made.__getitem__)!r} more than once")
     for at, decision in enumerate((*plan.decisions, *plan.refits)):
         solution = None
         if decision.surrogate != "identity":
@@ -273,6 +278,9 @@ def replacements_of(
                     f"the plan folds {decision.folds!r}, which no linear operation of this model "
                     "feeds; give the original it was made from"
                 )
+        require_place(model, decision, linear)
+        if solution is not None:
+            require_map(model, decision, linear, solution.W, solution.b)
         found.append(
             Replacement(
                 span_of(decision),

@@ -230,10 +230,10 @@ class Probe:
             values = [piece.real(name) for piece, name in zip(then, exits, strict=True)]
             axes = [self._stops[name].channel_axis for name in exits]
             targets = [as_rows(v, axis) for v, axis in zip(values, axes, strict=True)]
-            for y, name in zip(targets, exits, strict=True):
-                require_finite(y, name)
-            targets = [y if given is None else y - given for y in targets]
             weights = self.walk.padding(now, values[0].shape, axes[0])
+            for y, name in zip(targets, exits, strict=True):
+                require_finite(y, name, weights, now.samples)
+            targets = [y if given is None else y - given for y in targets]
             picked = picked_rows(self._stops[exits[0]].picked, values[0].shape, axes[0])
             equations.add(x, targets, weights, picked)
         return equations

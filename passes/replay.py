@@ -11,7 +11,7 @@ from ..ir.errors import BadInput
 from ..ir.onnx_file import OnnxModel
 from ..ir.onnx_unfuse import unfuse
 from ..ir.spans import ObservedShapes, Refusal, Span, prove
-from .base import PassResult
+from .base import PassError, PassResult
 from .fit import Recipe, Walk
 from .layout import anatomies, observe
 from .optimize import make_plan, provenance
@@ -33,11 +33,17 @@ def require_parent(plan: Plan, model: OnnxModel) -> None:
 
 
 def replay(model: OnnxModel, plan: Plan, tensors: Mapping[str, Array]) -> PassResult:
-    """The plan's model, byte for byte, from its solved tensors. The plan must be unedited."""
+    """The plan's model, byte for byte, from its solved tensors. The plan must be unedited.
+
+    Raises BadInput where it was not made for this model, whatever its hash says.
+    """
     require_parent(plan, model)
     switches = Switches(frozenset(plan.skipped))
     replacements = replacements_of(unfuse(model), plan, tensors)
-    return rewrite(model, replacements, provenance(plan), switches)
+    try:
+        return rewrite(model, replacements, provenance(plan), switches)
+    except PassError as error:
+        raise BadInput(f"the plan does not fit the model: {error}") from error
 
 
 def resolve(task: Task, plan: Plan) -> tuple[PassResult, Plan, bytes]:

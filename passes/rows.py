@@ -48,9 +48,9 @@ class Rows:
             value = then.real(asked.target.value)
             x, given = self.columns(asked, now, real=True)
             y = as_rows(value, axis)
-            require_finite(y, asked.target.value)
-            y = y if given is None else y - given
             weights = self.padding(now, value.shape, axis)
+            require_finite(y, asked.target.value, weights, now.samples)
+            y = y if given is None else y - given
             chosen = picked_rows(picked, value.shape, axis)
             if at == 0 and not whole:
                 expected = len(y) / len(now.samples) * len(tape.samples)
@@ -94,7 +94,9 @@ class Rows:
         mask = mask[: len(piece.samples)] if mask is not None and real else mask
         parts = [rows_of(feature, take(feature.value), mask) for feature in asked.features]
         for feature, part in zip(asked.features if real else (), parts, strict=False):
-            require_finite(part, feature.value)
+            shape, axis = piece.real(feature.value).shape, feature.channel_axis
+            weights = None if feature.window else self.padding(piece, shape, axis)
+            require_finite(part, feature.value, weights, piece.samples)
         x = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
         given = asked.given
         return x, None if given is None else rows_of(given, take(given.value), mask)

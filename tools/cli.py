@@ -18,6 +18,7 @@ import click
 from rich.console import Console
 
 from ..ir.errors import BlockfoldError
+from ..ir.onnx_limits import CONTROL
 from ..passes.methods import METHODS
 from ..passes.rating import METRICS
 from . import api, comparing, options
@@ -310,7 +311,7 @@ def _warn(message: Warning | str, *_where: object, **_more: object) -> None:
 
 
 def _fail(message: str, code: int, as_json: bool) -> int:
-    line = " ".join(message.split())
+    line = " ".join(CONTROL.sub("?", message).split())
     click.echo(f"blockfold: {line}", err=True)
     if as_json:
         print_json({"error": line, "exit_code": code})

@@ -74,7 +74,10 @@ def _require_torch() -> None:
 
 
 def _pretrained(folder: Path) -> Any:
-    """The model of a local Hugging Face folder, of the class that its configuration names."""
+    """The model of a local Hugging Face folder, of the class that its configuration names.
+
+    Code that lies in the folder is never run, and weights are read from safetensors alone.
+    """
     try:
         import transformers
     except ImportError as error:
@@ -82,12 +85,15 @@ def _pretrained(folder: Path) -> Any:
             f"{folder}: a Hugging Face folder needs transformers: pip install transformers"
         ) from error
     try:
-        config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
+        local: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+        config = transformers.AutoConfig.from_pretrained(folder, **local)
         names = getattr(config, "architectures", None) or ["AutoModel"]
         if hasattr(config, "use_cache"):
             config.use_cache = False
-        kind = getattr(transformers, names[0], transformers.AutoModel)
-        return kind.from_pretrained(folder, config=config, local_files_only=True)
+        kind = getattr(transformers, names[0], None)
+        if not (isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel)):
+            kind = transformers.AutoModel
+        return kind.from_pretrained(folder, config=config, use_safetensors=True, **local)
     except Exception as error:  # whatever a model's own code may raise
         line = str(error).strip().splitlines() or [type(error).__name__]
         raise BadInput(f"{folder}: cannot load the model: {line[0]}") from error

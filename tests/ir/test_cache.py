@@ -9,9 +9,9 @@ import onnx
 import pytest
 from onnx import helper
 
+from blockfold.ir.lengths import Length
 from blockfold.ir.onnx_cache import Cache, equally_long, find_caches
 from blockfold.ir.onnx_file import read
-from blockfold.ir.onnx_shapes import Length
 from blockfold.ir.spans import Refusal, Span, prove
 from blockfold.tests.adversaries import ints
 from blockfold.tests.decoders import PARTS, D, cached_decoder

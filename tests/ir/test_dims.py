@@ -10,9 +10,9 @@ import onnx
 import pytest
 from onnx import helper
 
+from blockfold.ir.lengths import Dims, Length
 from blockfold.ir.onnx_dims import Lengths
 from blockfold.ir.onnx_file import read
-from blockfold.ir.onnx_shapes import Dims, Length
 from blockfold.tests.networks import FLOAT, INT64, Arrays, Net, run
 from blockfold.tests.shapes import SIZES, Shapes, feeds
 

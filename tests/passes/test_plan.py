@@ -45,7 +45,7 @@ SOLUTION = Solution(
 )
 MODEL = read(residual_mlp(2))
 MAPPED = Replacement(SPAN, SOLUTION, 1 / 3)
-DROPPED = Replacement(SPAN, None, 0.5)
+DROPPED = Replacement(replace(SPAN, entry="x", exit="h0"), None, 0.5)
 TENSORS = tensor_bytes(tensors_of([MAPPED, DROPPED]))
 
 
