@@ -225,6 +225,15 @@ def test_a_folder_in_the_way_of_a_side_file_is_found_before_anything_is_replaced
 # --- Ctrl-C
 
 
+@pytest.fixture
+def heeding() -> Iterator[None]:
+    """Ctrl-C is heeded, which it is not where a shell runs the tests in the background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("heeding")
 def test_ctrl_c_waits_for_the_short_work() -> None:
     done = []
     with pytest.raises(KeyboardInterrupt), scratch.undisturbed():

@@ -12,6 +12,8 @@ import pytest
 
 from blockfold.ir.errors import BadInput
 from blockfold.ir.onnx_file import read
+from blockfold.ir.onnx_unfuse import unfuse
+from blockfold.passes.layout import anatomies
 from blockfold.passes.plan import read_plan, replacements_of
 from blockfold.tests.networks import (
     TOKENS,
@@ -159,6 +161,27 @@ def test_an_edit_that_is_no_span_is_refused(
 ) -> None:
     path = edited(written, tmp_path, **change)
     with pytest.raises(BadInput):
+        api.apply(written.model, path, written.data, **CAREFUL)
+
+
+def test_an_edit_is_told_why_it_is_no_span(written: Written, tmp_path: Path) -> None:
+    cuts = anatomies(unfuse(read(written.model)))[0].chain.cuts
+    ends = {"start": 0, "stop": len(cuts) - 1}
+    for change, said in (
+        ({"stop": 99}, "'.*' is no stretch of a stream of this model"),
+        (ends, r"cannot be replaced: .+ \(.+\)"),
+    ):
+        path = edited(written, tmp_path, **change)
+        with pytest.raises(BadInput, match=said):
+            api.apply(written.model, path, written.data, **CAREFUL)
+
+
+def test_two_edited_spans_must_not_touch(written: Written, tmp_path: Path) -> None:
+    path = edited(written, tmp_path)
+    content = json.loads(path.read_bytes())
+    content["decisions"] *= 2
+    path.write_text(json.dumps(content))
+    with pytest.raises(BadInput, match="touches another of its spans; join them"):
         api.apply(written.model, path, written.data, **CAREFUL)
 
 

@@ -227,6 +227,7 @@ def test_ctrl_c_during_the_import(tmp_path: Path) -> None:
     """The command line says nothing and ends as interrupted, however early."""
     code = (
         "import sys, signal\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "class Now:\n"
         "    def find_spec(self, name, path=None, target=None):\n"
         "        if name == 'click':\n"

@@ -72,7 +72,13 @@ def test_ctrl_c_in_earnest(place: Place, temporary: Path) -> None:
     place.file("out.onnx", b"an older file")
     with (
         untouched(place.folder),
-        subprocess.Popen(words, stderr=subprocess.PIPE, stdout=subprocess.PIPE) as process,
+        subprocess.Popen(
+            words,
+            stderr=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            # a shell that runs the tests in the background has it ignored
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        ) as process,
     ):
         waited = time.monotonic() + 60
         while not any(temporary.glob("blockfold-*/*.npy")) and process.poll() is None:

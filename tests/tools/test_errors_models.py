@@ -140,6 +140,30 @@ def model_has_an_unknown_operator(place: Place) -> Words:
     return place.optimize(model=place.onnx(proto))
 
 
+@case(BAD_INPUT, "'total'", "no axis of samples", "--output")
+def output_is_one_number_for_all_samples(place: Place) -> Words:
+    proto = network()
+    logits = proto.graph.output[0].name
+    proto.graph.node.append(helper.make_node("ReduceSum", [logits], ["total"], keepdims=0))
+    proto.graph.output.append(helper.make_tensor_value_info("total", onnx.TensorProto.FLOAT, []))
+    return place.optimize("--output", "total", "--metric", "cosine", model=place.onnx(proto))
+
+
+@case(BAD_INPUT, "different inputs", "same data")
+def bench_two_strangers(place: Place) -> Words:
+    proto = network()
+    proto.graph.input[0].name = "z"
+    for node in proto.graph.node:
+        node.input[:] = ["z" if name == "x" else name for name in node.input]
+    return ["bench", place.model, place.onnx(proto)]
+
+
+@case(BAD_INPUT, "model.onnx", "too few", "--split")
+def rank_on_too_few_samples(place: Place) -> Words:
+    data = place.npz(**place.arrays(40))
+    return ["rank", place.model, "--data", data, "--split", "5/45/50"]
+
+
 @case(NOT_MET, "--max-drop 0.05", "damage", "nearest", "block")
 def every_block_matters(place: Place) -> Words:
     proto = network(planted=None)

@@ -61,6 +61,11 @@ def target_is_the_data(place: Place) -> Words:
     return place.optimize("-o", own, data=own)
 
 
+@case(BAD_INPUT, "out.pt2", "only a torch module", "OUT.onnx")
+def target_is_a_program_of_torch(place: Place) -> Words:
+    return place.optimize("-o", place.folder / "out.pt2")
+
+
 @case(BAD_INPUT, "p.plan.json", "plan", "-o")
 def target_is_the_plan(place: Place) -> Words:
     plan = place.plan()
