@@ -105,7 +105,7 @@ def row(method: str, ratio: float | None) -> Row:
     if ratio is None:
         return Row(method, "no such block", 0.0, (), 0.0, 1.0, None)
     figures = Figures(0.8, 0.7, 0.6, (ratio, 0.9, 1.6), 0.01, (-0.01, 0.03), 0.9)
-    return Row(method, None, 2.0, ("span",), 3.0, 1.4, figures)
+    return Row(method, None, 2.0000001, ("span",), 3.0, 1.4, figures)
 
 
 def test_the_table_shows_losing_cells_and_whether_speed_multiplies(
@@ -116,7 +116,7 @@ def test_the_table_shows_losing_cells_and_whether_speed_multiplies(
     show(Peers("mine", "drop of accuracy", 100, 0.91, 2, rows))
     out = capsys.readouterr().out
     assert "| drop | n/a |" in out and "- drop: no such block" in out
-    assert "- blockfold: span" in out
+    assert "- blockfold: span" in out and "| blockfold | 2 | 80.0% |" in out
     assert "blockfold 1.50x times int8 2.00x would be 3.00x; measured 2.90x" in out
     show(Peers("mine", "drop of accuracy", 100, 0.91, 2, rows[:3]))
     assert "would be" not in capsys.readouterr().out

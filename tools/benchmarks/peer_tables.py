@@ -36,7 +36,7 @@ def _cells(row: Row) -> list[str]:
         return ["n/a"] * len(HEADS)
     ratio, low, high = figures.latency
     cells = [
-        f"{row.blocks:.2f}" if row.blocks % 1 else f"{row.blocks:.0f}",
+        f"{row.blocks:.2f}".rstrip("0").rstrip("."),
         f"{figures.parameters:.1%}",
         f"{figures.flops:.1%}",
         f"{figures.size_bytes:.1%}",
