@@ -6,7 +6,7 @@ A seed chooses the 600 images that are trained on, the first weights and the ord
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -15,6 +15,7 @@ import torch
 
 from ...calibration.flops import flops
 from ...ir.errors import NotMet
+from ...ir.onnx_file import OnnxModel
 from ...passes.budget import Budget
 from ...passes.condition import LaCoOT
 from ...passes.costs import CostModel, Costs, weigh
@@ -59,11 +60,11 @@ def opened(model: train.VisionTransformer, seed: int) -> Iterator[Task]:
 def flop_costs(task: Task, layout: Layout) -> Costs:
     """Costs in FLOPs of one image: no clock has a part in what an experiment finds."""
     feeds = opening.profile_of(task, opening.Settings()).feeds
-    return weigh(
-        task.plain,
-        layout,
-        lambda models: [float(flops(model, task.runtime, feeds)) for model in models],
-    )
+
+    def weights(whole: OnnxModel, changed: Iterable[OnnxModel]) -> list[float]:
+        return [float(flops(model, task.runtime, feeds)) for model in (whole, *changed)]
+
+    return weigh(task.plain, layout, weights)
 
 
 def free(layout: Layout) -> CostModel:
