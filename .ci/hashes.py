@@ -44,11 +44,15 @@ def pins(path: Path = CONSTRAINTS) -> dict[str, str]:
     return {canonical(name): version for name, version in lines}
 
 
-def markers() -> dict[str, str]:
-    """What setup.cfg says of packages that are not for every platform."""
+def setup() -> configparser.ConfigParser:
     config = configparser.ConfigParser()
     config.read(HERE.parent / "setup.cfg")
-    lines = [line for line in config["options"]["install_requires"].splitlines() if ";" in line]
+    return config
+
+
+def markers() -> dict[str, str]:
+    """What setup.cfg says of packages that are not for every platform."""
+    lines = [line for line in setup()["options"]["install_requires"].splitlines() if ";" in line]
     found = (line.split(";", 1) for line in lines)
     return {canonical(re.split(r"[<>=~!]", name)[0].strip()): text.strip() for name, text in found}
 
