@@ -15,8 +15,8 @@ PAGE = HERE.parent / "docs" / "licences.md"
 HEAD = """# Licences
 
 Made by `make licences` from the metadata of what constraints.txt pins. *Runtime*: installed with
-blockfold. *torch*: with `blockfold[torch]`, and so on. *dev*: for tests and benchmarks alone. None of
-it is contained in blockfold's own files; blockfold is Apache-2.0, its bundled images are CC BY 4.0.
+blockfold. *torch*: with `blockfold[torch]`, and so on. *dev*: for tests and benchmarks alone. None
+of it is in blockfold's own files; blockfold is Apache-2.0, its bundled images are CC BY 4.0.
 
 | package | version | licence | for |
 | --- | --- | --- | --- |
