@@ -30,8 +30,12 @@ $(VENV)/demo.stamp: setup.cfg constraints.txt | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --editable . --constraint constraints.txt
 	touch $@
 
-$(VENV)/dev.stamp: setup.cfg constraints.txt .ci/hashes.txt | $(BIN)/python
+$(VENV)/dev.stamp: setup.cfg constraints.txt .ci/hashes.txt .ci/hashes-torch.txt | $(BIN)/python
 	$(BIN)/python .ci/hashes.py --check
+	$(BIN)/python -m pip download --quiet --no-deps --dest $(VENV)/torch --constraint constraints.txt torch
+	$(BIN)/python .ci/hashes.py --compare $(VENV)/torch
+	$(BIN)/python -m pip install --quiet --no-deps $(VENV)/torch/*
+	rm -r $(VENV)/torch
 	$(BIN)/python -m pip install --quiet --no-deps --require-hashes --requirement .ci/hashes.txt
 	$(BIN)/python -m pip install --quiet --no-build-isolation --editable '.[dev]' --constraint constraints.txt
 	mkdir -p $(VENV)/src

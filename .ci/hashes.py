@@ -3,10 +3,15 @@
     python .ci/hashes.py              # make it again: asks the package index, as pip would
     python .ci/hashes.py --check      # exit 1, and say what to run, where the two do not agree
     python .ci/hashes.py --installed  # exit 1 where something is installed that has no hash
+    python .ci/hashes.py --compare FOLDER  # exit 1 where a file in it has none of the hashes
 
 Every file of a pinned version that a CPython from 3.11 on can use on Linux or macOS is listed, as
 pip sees it where it is configured: on the index, and among wheels that lie on this machine. Lines
 that are there already are kept for the same version, so that files of other machines stay listed.
+
+torch has a list of its own, and is downloaded, compared and then installed from the file: told to
+require hashes, pip prefers a file whose hash an index states, which is the CUDA build, to the one
+for CPUs that a machine may have lying by.
 """
 
 from __future__ import annotations
@@ -21,7 +26,8 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 CONSTRAINTS, HASHES = HERE.parent / "constraints.txt", HERE / "hashes.txt"
-REMAKE = "run `make hashes` and commit .ci/hashes.txt"
+APART = {"torch": HERE / "hashes-torch.txt"}
+REMAKE = "run `make hashes` and commit .ci/hashes*.txt"
 PLATFORM = re.compile(r"any|(many)?linux.*(x86_64|aarch64)|macosx.*")
 OURS = {"blockfold", "pip"}
 OF_TORCH = re.compile(r"(nvidia|cuda)-.*|triton")
@@ -38,19 +44,24 @@ def pins(path: Path = CONSTRAINTS) -> dict[str, str]:
     return {canonical(name): version for name, version in lines}
 
 
-def markers() -> dict[str, str]:
-    """What setup.cfg says of packages that are not for every platform."""
+def setup() -> configparser.ConfigParser:
     config = configparser.ConfigParser()
     config.read(HERE.parent / "setup.cfg")
-    lines = [line for line in config["options"]["install_requires"].splitlines() if ";" in line]
+    return config
+
+
+def markers() -> dict[str, str]:
+    """What setup.cfg says of packages that are not for every platform."""
+    lines = [line for line in setup()["options"]["install_requires"].splitlines() if ";" in line]
     found = (line.split(";", 1) for line in lines)
     return {canonical(re.split(r"[<>=~!]", name)[0].strip()): text.strip() for name, text in found}
 
 
 def listed() -> dict[str, set[str]]:
-    """NAME==VERSION -> hashes, of the file as it is."""
+    """NAME==VERSION -> hashes, of the files as they are."""
     found: dict[str, set[str]] = {}
-    for entry in re.split(r"\n(?=\S)", HASHES.read_text() if HASHES.exists() else ""):
+    text = "\n".join(file.read_text() for file in (HASHES, *APART.values()) if file.exists())
+    for entry in re.split(r"\n(?=\S)", text):
         match = re.match(r"([\w.-]+)==([^\s;\\]+)", entry)
         if match:
             found[f"{canonical(match[1])}=={match[2]}"] = set(
@@ -123,15 +134,17 @@ def _hash_of(stated: str | None, link: object) -> str:
 
 def make() -> None:
     index, known, only = Index(), listed(), markers()
-    entries = ["# Made by .ci/hashes.py from constraints.txt; do not edit."]
+    head = "# Made by .ci/hashes.py from constraints.txt; do not edit."
+    pages = {file: [head] for file in (HASHES, *APART.values())}
     for name, version in sorted(pins().items()):
         found = index.hashes(name, version) | known.get(f"{name}=={version}", set())
         if not found:
             raise SystemExit(f"{name}=={version}: no wheel for it; pin another version")
         where = f" ; {only[name]}" if name in only else ""
         lines = [f"{name}=={version}{where}", *(f"--hash=sha256:{one}" for one in sorted(found))]
-        entries.append(" \\\n    ".join(lines))
-    HASHES.write_text("\n".join(entries) + "\n")
+        pages[APART.get(name, HASHES)].append(" \\\n    ".join(lines))
+    for file, entries in pages.items():
+        file.write_text("\n".join(entries) + "\n")
 
 
 def stale() -> Iterator[str]:
@@ -151,13 +164,29 @@ def unhashed() -> Iterator[str]:
             yield f"{pin} was installed without a hash; pin it in constraints.txt"
 
 
+def strangers(folder: Path) -> Iterator[str]:
+    """Files that are none of those listed."""
+    known = set[str]().union(*listed().values())
+    for file in sorted(folder.iterdir()):
+        if hashlib.sha256(file.read_bytes()).hexdigest() not in known:
+            yield f"{file.name} is not one of the files whose hashes are listed"
+
+
 def main(words: list[str]) -> None:
-    if not words:
-        make()
-        return
-    faults = list({"--check": stale, "--installed": unhashed}[words[0]]())
+    match words:
+        case []:
+            make()
+            return
+        case ["--check"]:
+            faults = list(stale())
+        case ["--installed"]:
+            faults = list(unhashed())
+        case ["--compare", folder]:
+            faults = list(strangers(Path(folder)))
+        case _:
+            sys.exit(__doc__)
     if faults:
-        sys.exit("\n".join([*faults, f".ci/hashes.txt is not of constraints.txt: {REMAKE}"]))
+        sys.exit("\n".join([*faults, f"if constraints.txt has changed, {REMAKE}"]))
 
 
 if __name__ == "__main__":

@@ -5,25 +5,23 @@ python .ci/licences.py    # in the .venv in which tests run
 
 from __future__ import annotations
 
-import configparser
 import importlib.metadata as metadata
 import re
 
-from hashes import HERE, canonical, pins
+from hashes import HERE, canonical, pins, setup
 from packaging.requirements import Requirement
 
 PAGE = HERE.parent / "docs" / "licences.md"
 HEAD = """# Licences
 
 Made by `make licences` from the metadata of what constraints.txt pins. *Runtime*: installed with
-blockfold. *torch*: with `blockfold[torch]`. *dev*: for tests and benchmarks alone. None of it is
-contained in blockfold's own files; blockfold is Apache-2.0, its bundled images are CC BY 4.0.
+blockfold. *torch*: with `blockfold[torch]`, and so on. *dev*: for tests and benchmarks alone. None
+of it is in blockfold's own files; blockfold is Apache-2.0, its bundled images are CC BY 4.0.
 
 | package | version | licence | for |
 | --- | --- | --- | --- |
 """
 ELSEWHERE = "not installed on the machine that made this page"
-GROUPS = {"runtime": "", "torch": "torch", "dev": "dev"}
 LONGEST_NAME = 60
 """Some packages have the licence's whole text where its name belongs."""
 
@@ -47,9 +45,7 @@ def licence(found: metadata.Distribution) -> str:
 
 def asked(extra: str) -> set[str]:
     """Names that setup.cfg asks for, on any platform."""
-    config = configparser.ConfigParser()
-    config.read(HERE.parent / "setup.cfg")
-    lines = config["options.extras_require" if extra else "options"][extra or "install_requires"]
+    lines = setup()["options.extras_require" if extra else "options"][extra or "install_requires"]
     return {canonical(Requirement(line).name) for line in lines.split("\n") if line}
 
 
@@ -74,7 +70,7 @@ def needed(extra: str) -> set[str]:
 
 
 def rows() -> list[str]:
-    groups = {group: needed(extra) for group, extra in GROUPS.items()}
+    groups = {"runtime": needed("")} | {e: needed(e) for e in setup()["options.extras_require"]}
     found = []
     for name, version in sorted(pins().items()):
         try:

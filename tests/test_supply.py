@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import sys
 from pathlib import Path
@@ -84,3 +85,15 @@ def test_licences_of_every_pin_are_listed(hashes: ModuleType) -> None:
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if "|" in line]
     listed = {name: version for name, version, licence, use in rows[2:] if licence and use}
     assert listed == hashes.pins(), "run `make licences` and commit docs/licences.md"
+
+
+def test_a_file_of_another_hash_is_told(
+    hashes: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "torch.whl").write_bytes(b"another")
+    assert list(hashes.strangers(tmp_path)) == [
+        "torch.whl is not one of the files whose hashes are listed"
+    ]
+    other = hashlib.sha256(b"another").hexdigest()
+    monkeypatch.setattr(hashes, "listed", lambda: {"torch==1": {other}})
+    assert list(hashes.strangers(tmp_path)) == []
