@@ -79,7 +79,7 @@ class Bounds:
     def _add_stated(self, graph: onnx.GraphProto) -> None:
         for value in graph.input:
             tensor = value.type.tensor_type
-            dims = [dim.dim_value or MOST_NUMBERS for dim in tensor.shape.dim]
+            dims = [dim.dim_value for dim in tensor.shape.dim]  # 0 where open: nothing to follow
             self._state(value.name, dims, tensor.elem_type in WHOLE)
         for weight in graph.initializer:
             self._state(weight.name, weight.dims, weight.data_type in WHOLE)

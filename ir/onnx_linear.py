@@ -148,7 +148,7 @@ def matrix(model: OnnxModel, linear: Linear) -> Weights:
     A kernel (out, in, k, ...) becomes ((in k ...), out).
     """
     node = model.proto.graph.node[linear.operation]
-    W = constant(model, linear.weight).astype(np.float64)
+    W = _wide(model, linear.weight)
     if node.op_type == "Conv" or (node.op_type == "Gemm" and _is_transposed(node)):
         W = W.reshape(len(W), -1).T
     for index in linear.after:
@@ -161,10 +161,10 @@ def offset(model: OnnxModel, linear: Linear, width: int) -> Weights:
     """The b (outputs,) of `u W + b`, zero where the operation has no bias."""
     b = np.zeros(width)
     if linear.bias is not None and linear.bias_node is None:
-        b = b + constant(model, linear.bias).astype(np.float64).reshape(-1)
+        b = b + _wide(model, linear.bias).reshape(-1)
     for index in linear.after:
         if index == linear.bias_node and linear.bias is not None:
-            b = b + constant(model, linear.bias).astype(np.float64).reshape(-1)
+            b = b + _wide(model, linear.bias).reshape(-1)
         elif model.graph.nodes[index].op == "Mul":
             b = b * _scale(model, index)
     return b
@@ -190,11 +190,17 @@ def _is_transposed(node: onnx.NodeProto) -> bool:
 
 
 def _scale(model: OnnxModel, index: int) -> Weights:
-    return constant(model, _scale_name(model, index)).astype(np.float64).reshape(-1)
+    return _wide(model, _scale_name(model, index)).reshape(-1)
 
 
 def _scale_name(model: OnnxModel, index: int) -> str:
     return next(n for n in model.graph.nodes[index].inputs if n in model.graph.constants)
+
+
+def _wide(model: OnnxModel, name: str) -> Weights:
+    """The numbers of a constant in float64; NaN among them is no reason to warn."""
+    with np.errstate(invalid="ignore"):
+        return constant(model, name).astype(np.float64)
 
 
 def constant(model: OnnxModel, name: str) -> Weights:

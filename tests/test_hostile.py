@@ -72,6 +72,7 @@ def _import_what_it_says(_content: bytes, folder: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(folder)
         importlib.import_module("blockfold_canary")
+    del sys.modules["blockfold_canary"]
 
 
 def _unpickle(_content: bytes, folder: Path) -> None:

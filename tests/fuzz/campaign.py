@@ -127,7 +127,7 @@ def campaign(name: str, runs: int, seed: int = 0, first: int = 0) -> Report:
             current = room / "current"
             at = int(current.read_text()) if current.exists() else first
             last = " ".join(child.stderr.splitlines()[:6])
-            said = f"the process ended with {child.returncode} at input {at}: {last[:400]}"
+            said = f"the process ended with {child.returncode}: at input {at}, {last[:400]}"
             report.add(said, input_of(target, seed, at, seeds))
             report.inputs += at + 1 - first
             first = at + 1

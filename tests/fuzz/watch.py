@@ -42,6 +42,7 @@ class Watch:
         self.seen: list[str] = []
         self._is_armed = False
         sys.addaudithook(self._hear)
+        sys.meta_path.insert(0, self)  # it finds nothing, and sees all
 
     def limit_memory(self) -> None:
         """From now on the process cannot take more than it has and some."""
@@ -68,12 +69,15 @@ class Watch:
         if spent > SLOW_SECONDS:
             raise TimeoutError(f"{spent:.1f} s of processor time")
 
+    def find_spec(self, name: str, *_: object) -> None:
+        """As a finder of modules, asked first."""
+        if self._is_armed and name == CANARY.partition(":")[0]:
+            self.seen.append(f"import of {name}")
+
     def _hear(self, event: str, arguments: tuple[Any, ...]) -> None:
         if not self._is_armed:
             return
-        if event == "import" and arguments[0] == CANARY.partition(":")[0]:
-            self.seen.append(f"import of {arguments[0]}")
-        elif event == "pickle.find_class" or event in STARTING:
+        if event == "pickle.find_class" or event in STARTING:
             self.seen.append(f"{event} {arguments[:2]!r:.200}")
         elif event in OPENING and not self._may_open(event, arguments):
             self.seen.append(f"{event} {arguments!r:.200}")
