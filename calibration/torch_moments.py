@@ -31,6 +31,8 @@ class DeviceStatistics:
         """Take one batch; mask (rows, length) has 0 for padding."""
         rows = {v: _as_rows(taps[v], self._axis[v]) for v in self._empty.values}
         weights = {v: _weights(mask, taps[v], self._axis[v], rows[v]) for v in self._empty.values}
+        if mask is not None:  # what stands in padding may be NaN, which 0 times is no 0
+            rows = {v: torch.where(weights[v] > 0, rows[v], 0.0) for v in self._empty.values}
         if not self._shifts:
             self._shifts = {v: _mean(rows[v], weights[v]) for v in self._empty.values}
         shifted = {v: (rows[v] - self._shifts[v]) * weights[v] for v in self._empty.values}

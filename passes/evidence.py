@@ -68,17 +68,22 @@ class Source:
 class Evidence:
     """Moments on fit and on select, and features of layers; `sources` by sha256 of their data.
 
-    `model` is the sha256 of the model; `observed` are the shapes that its layout rests on, `random`
-    tells of made-up data.
+    `model` is the sha256 of the model; `observed` are the shapes that its layout rests on, and
+    `droppable` the outputs that may go with a span; `random` tells of made-up data.
     """
 
     model: str
     mask: str | None
     random: bool
+    droppable: frozenset[str]
     observed: ObservedShapes
     fit: Statistics
     select: Statistics
     sources: Mapping[str, Source]
+
+    @property
+    def _kind(self) -> object:
+        return self.mask, self.droppable, self.fit.pairs
 
     @property
     def held(self) -> int:
@@ -102,10 +107,10 @@ class Evidence:
                 f"statistics of two models (sha256 {self.model[:12]}... and {other.model[:12]}...) "
                 "do not add up: give those of one"
             )
-        if (self.mask, self.fit.pairs) != (other.mask, other.fit.pairs):
+        if self._kind != other._kind:
             raise BadInput(
                 "statistics of different spans or masks do not add up: gather every part with one "
-                "version of blockfold, and the same --mask"
+                "version of blockfold, and the same --mask and --drop-cache"
             )
         sources = dict(self.sources)
         for data, source in other.sources.items():
@@ -172,6 +177,7 @@ class Gatherer:
             task.model.sha256,
             task.mask,
             task.data.random,
+            task.droppable,
             self._layout.observed,
             whole[0],
             whole[1],

@@ -29,6 +29,7 @@ from ..ir.onnx_unfuse import unfuse
 from .evidence import Evidence, Source, pairs_of, widths_of
 from .layout import Layout, anatomies, cut_values
 from .similarity import Communities, Features, layers_of, rectifiers_of
+from .task import droppable
 
 HEADER = "blockfold"
 HALVES = ("fit", "select")
@@ -62,6 +63,7 @@ class EvidenceRecord(_Record):
     model_sha256: str
     mask: str | None
     random: bool
+    droppable: tuple[str, ...]
     observed: dict[str, tuple[tuple[NonNegativeInt, ...], ...]]
     pairs: tuple[PairRecord, ...]
     layers: tuple[str, ...]
@@ -107,6 +109,7 @@ def evidence_bytes(evidence: Evidence) -> bytes:
         model_sha256=evidence.model,
         mask=evidence.mask,
         random=evidence.random,
+        droppable=tuple(sorted(evidence.droppable)),
         observed={name: tuple(map(tuple, seen)) for name, seen in evidence.observed.items()},
         pairs=tuple(PairRecord(**vars(pair)) for pair in evidence.fit.pairs),
         layers=tuple(layers),
@@ -150,7 +153,10 @@ def read_evidence(path: Path, model: OnnxModel) -> tuple[Evidence, Layout]:
     values = set(cut_values(streams))
     if set(record.observed) != values or not all(map(_are_shapes, record.observed.values())):
         raise _broken(path, "its shapes are not those of this model's cuts")
-    layout = Layout.of(plain.graph, streams, record.observed)
+    may_go = frozenset(record.droppable)
+    if not may_go <= droppable(plain):
+        raise _broken(path, "it lets outputs go that are no caches")
+    layout = Layout.of(plain.graph, streams, record.observed, may_go)
     pairs = tuple(Pair(p.x, p.y, p.channel_axis) for p in record.pairs)
     made = rectifiers_of(plain, layout)
     rectifiers = tuple(dict.fromkeys(name for unit in made.values() for name in unit))
@@ -171,7 +177,7 @@ def read_evidence(path: Path, model: OnnxModel) -> tuple[Evidence, Layout]:
         raise _broken(path, "its sources are not those of so many data sets")
     reader.require_nothing_left()
     found = Evidence(
-        model.sha256, record.mask, record.random, record.observed, fit, select, sources
+        model.sha256, record.mask, record.random, may_go, record.observed, fit, select, sources
     )
     return found, layout
 

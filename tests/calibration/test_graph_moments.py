@@ -142,6 +142,20 @@ def test_a_mask_of_another_shape_weighs_nothing() -> None:
     assert made.products["x", "wide"].rows == 27
 
 
+def test_nan_in_padding_is_nothing() -> None:
+    net = Net()
+    net.node("Log", "x", out="log")
+    net.node("Relu", "log", out="y")
+    model = net.model(
+        {"x": (FLOAT, ("batch", 5, 8)), "mask": (onnx.TensorProto.INT64, ("batch", 5))},
+        {"y": (FLOAT, ("batch", 5, 8))},
+    )
+    data = {"x": np.random.default_rng(0).random((17, 5, 8)).astype(np.float32) + 0.1}
+    data["mask"] = np.ones((17, 5), np.int64)
+    data["x"][:, 3:], data["mask"][:, 3:] = -1.0, 0
+    check(*both(model, data, [Pair("x", "log", -1)], mask="mask"))
+
+
 def test_batches_that_are_filled_up_count_once() -> None:
     model = fixed_batch(residual_mlp(2), 4)
     check(*both(model, samples(residual_mlp(2), 14), TOKENS_PAIRS))

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 import pytest
 
 from blockfold.calibration.moments import Centred, CoMoment
 from blockfold.calibration.spread import ALONE, Processes, local_rank, processes
 from blockfold.calibration.sweep import Pair, Statistics
+from blockfold.ir.errors import BadInput
 from blockfold.tests.together import together
 
 RNG = np.random.default_rng(0)
@@ -73,6 +76,14 @@ def test_reduced_statistics_are_those_of_one_process() -> None:
         for part in together(size, gather):
             assert_equal(part.products["x", "y"], whole.products["x", "y"])
             assert part.cosine(pair) == pytest.approx(whole.cosine(pair), rel=1e-12)
+
+
+def test_torchrun_without_torch_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
+    monkeypatch.setitem(sys.modules, "torch", None)
+    monkeypatch.setitem(sys.modules, "torch.distributed", None)
+    with pytest.raises(BadInput, match=r"blockfold\[torch\]"), processes():
+        pass
 
 
 def test_a_process_by_itself_is_alone(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -71,6 +71,14 @@ def test_padding_does_not_count(device: str) -> None:
         check(both(TOKENS, batches((4, 7, 6)), device=device)[0], wanted)
 
 
+def test_nan_in_padding_is_nothing() -> None:
+    given, mask = batches((4, 7, 6)), np.ones((4, 7), np.int64)
+    mask[:, 5:] = 0
+    for values in given:
+        values["b"][:, 5:] = np.nan
+    check(*both(TOKENS, given, [mask] * 3))
+
+
 def test_a_first_batch_that_is_all_padding() -> None:
     masks: list[np.ndarray | None] = [np.zeros((4, 7), np.int64), *[np.ones((4, 7), np.int64)] * 2]
     check(*both(TOKENS, batches((4, 7, 6)), masks))

@@ -191,6 +191,7 @@ RECORDS: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "no pairs": (lambda r: r.update(pairs=[]), "other spans"),
     "other layers": (lambda r: r.update(layers=["x"]), "other spans"),
     "other rectifiers": (lambda r: r.update(rectifiers=[]), "other spans"),
+    "other outputs": (lambda r: r.update(droppable=["y"]), "no caches"),
     "no sources": (lambda r: r.update(sources=[]), "sources"),
     "twice the source": (lambda r: r["sources"].append(r["sources"][0]), ""),
     "too many samples": (lambda r: r["sources"][0].update(due=3), "more samples"),
