@@ -15,6 +15,7 @@ from .ir.errors import BadInput, BlockfoldError, NotMet, Unsupported
 if TYPE_CHECKING:
     from .tools.api import apply, inspect, optimize
     from .tools.comparing import bench, rank, verify
+    from .tools.surveying import survey
 
 __all__ = [
     "BadInput",
@@ -26,6 +27,7 @@ __all__ = [
     "inspect",
     "optimize",
     "rank",
+    "survey",
     "verify",
 ]
 
@@ -33,7 +35,8 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     """Import the jobs, and what they need, when one is first used."""
     if name in __all__:
-        from .tools import api, comparing
+        from .tools import api, comparing, surveying
 
-        return getattr(comparing if name in comparing.__all__ else api, name)
+        rooms = {"survey": surveying} | dict.fromkeys(comparing.__all__, comparing)
+        return getattr(rooms.get(name, api), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -60,7 +60,11 @@ def require_finite(
     first = int(bad.argmax())
     sample = None if samples is None else samples[first * len(samples) // len(rows)]
     where = "" if sample is None else f", first in sample {sample}"
-    raise BadInput(
+    raise not_finite(value, where)
+
+
+def not_finite(value: str, where: str = "") -> BadInput:
+    return BadInput(
         f"the model's inner value {value!r} holds NaN or Inf on these samples{where}; "
         "check the model and the scale of the data"
     )

@@ -177,7 +177,7 @@ class Runner:
         self._echoed = [name for name in taps if name in model.graph.inputs]
         inner = [name for name in taps if name not in self._echoed]
         self._wanted = list(dict.fromkeys([*self.outputs, *inner]))
-        self._session = _open_session(model, runtime, self._wanted[len(self.outputs) :], pooled)
+        self._session = open_session(model, runtime, self._wanted[len(self.outputs) :], pooled)
 
     def __call__(self, feeds: Feeds) -> dict[str, np.ndarray]:
         """Run one batch: arrays (rows, ...) in, arrays by value name out.
@@ -192,9 +192,7 @@ class Runner:
         try:
             results = self._session.run(self._wanted, feeds)
         except Exception as error:  # onnxruntime's errors share no public base class
-            raise BadInput(
-                f"onnxruntime cannot run the model on this data: {_line(error)}"
-            ) from error
+            raise refused(error) from error
         found = dict(zip(self._wanted, results, strict=True))
         found.update((name, feeds[name]) for name in self._echoed)
         if self.fixed_batch is not None and rows != self.fixed_batch:
@@ -221,9 +219,15 @@ def fixed_batch(model: OnnxModel) -> int | None:
     return numbers.pop() if len(numbers) == 1 and len(firsts) == 1 else None
 
 
-def _open_session(
-    model: OnnxModel, runtime: Runtime, taps: Sequence[str], pooled: bool
+def refused(error: Exception) -> BadInput:
+    """What onnxruntime says of the data it was to run."""
+    return BadInput(f"onnxruntime cannot run the model on this data: {_line(error)}")
+
+
+def open_session(
+    model: OnnxModel, runtime: Runtime, taps: Sequence[str] = (), pooled: bool = False
 ) -> onnxruntime.InferenceSession:
+    """A session whose outputs are the model's own and the taps. Unsupported where none opens."""
     ort = load()
     options = ort.SessionOptions()
     options.log_severity_level = 3

@@ -93,13 +93,20 @@ class TorchDoor:
         self, wanted: Collection[fx.Node], feeds: Mapping[fx.Node, np.ndarray]
     ) -> dict[fx.Node, np.ndarray]:
         """The numbers that nodes hold when the module runs on inputs given by their nodes."""
+        self._module.recompile()
+        found = self.tensors(wanted, feeds)
+        return {node: made.to("cpu", torch.float64).numpy() for node, made in found.items()}
+
+    def tensors(
+        self, wanted: Collection[fx.Node], feeds: Mapping[fx.Node, np.ndarray]
+    ) -> dict[fx.Node, torch.Tensor]:
+        """As `values`, where the module lies."""
         device = self.some_parameter().device
         reader = _Reader(self._module, wanted)
         given = [
             torch.from_numpy(np.array(feeds[node])).to(device) if node in feeds else None
             for node in self.inputs
         ]
-        self._module.recompile()
         with torch.no_grad():
             reader.run(*given, enable_io_processing=False)
         return reader.found
@@ -247,12 +254,12 @@ class _Reader(fx.Interpreter):
     def __init__(self, module: fx.GraphModule, wanted: Collection[fx.Node]) -> None:
         super().__init__(module)
         self.wanted = wanted
-        self.found: dict[fx.Node, np.ndarray] = {}
+        self.found: dict[fx.Node, torch.Tensor] = {}
 
     def run_node(self, n: fx.Node) -> Any:
         made = super().run_node(n)
         if n in self.wanted:
-            self.found[n] = made.detach().to("cpu", torch.float64).numpy()
+            self.found[n] = made.detach()
         return made
 
 

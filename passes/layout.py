@@ -12,7 +12,7 @@ from ..ir.cuts import find_chains
 from ..ir.errors import Unsupported
 from ..ir.graph import Graph
 from ..ir.onnx_file import OnnxModel
-from ..ir.spans import ObservedShapes, Refusal, Span, prove
+from ..ir.spans import ObservedShapes, Refusal, Span, channel_axis, prove
 from .task import Task
 
 CACHES_MAY_GO = "an output that is a decoder's cache may go with its block: --drop-cache"
@@ -27,13 +27,32 @@ class Layout:
     spans: tuple[Span, ...]
     refusals: tuple[Refusal, ...]
 
+    @classmethod
+    def of(
+        cls,
+        graph: Graph,
+        streams: tuple[Anatomy, ...],
+        observed: ObservedShapes,
+        droppable: frozenset[str] = frozenset(),
+    ) -> Layout:
+        """Raises Unsupported where there is nothing to replace."""
+        spans, refusals = offered(graph, streams, observed, droppable)
+        return cls(streams, observed, tuple(spans), tuple(refusals))
+
+    def channel_axis(self, graph: Graph, value: str) -> int:
+        """Axis of the channels of a value at a cut."""
+        return channel_axis(graph, value, value, self.observed)
+
 
 def lay_out(task: Task) -> Layout:
     """The layout of a task's model. Raises Unsupported where there is nothing to replace."""
     streams = anatomies(task.plain)
-    observed = observe(task, streams)
-    spans, refusals = offered(task.plain.graph, streams, observed, task.droppable)
-    return Layout(streams, observed, tuple(spans), tuple(refusals))
+    return Layout.of(task.plain.graph, streams, observe(task, streams), task.droppable)
+
+
+def cut_values(streams: Sequence[Anatomy]) -> list[str]:
+    """Every value of every cut."""
+    return [value for stream in streams for cut in stream.chain.cuts for value in cut.values]
 
 
 def anatomies(model: OnnxModel) -> tuple[Anatomy, ...]:
@@ -84,7 +103,6 @@ def offered(
 
 def observe(task: Task, streams: Sequence[Anatomy]) -> ObservedShapes:
     """Shapes of all cut values on two batches of the fit split."""
-    cuts = [cut for stream in streams for cut in stream.chain.cuts]
-    values = [value for cut in cuts for value in cut.values]
+    values = cut_values(streams)
     runner = Runner(task.plain, task.runtime, values)
     return observe_shapes(runner, task.data, task.splits.fit, values)

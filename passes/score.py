@@ -8,12 +8,22 @@ from dataclasses import dataclass
 from ..calibration.metrics.affine_r2 import affine_r2
 from ..calibration.metrics.block_redundancy import block_redundancy
 from ..calibration.metrics.cca import nbl_bound
-from ..calibration.runtime import Runner
 from ..calibration.solve import Solution, solve_held_out
-from ..calibration.sweep import Pair, Statistics, sweep
+from ..calibration.sweep import Statistics
+from ..ir.errors import BadInput
+from ..ir.onnx_file import OnnxModel
 from ..ir.spans import Span
+from .evidence import Evidence, pair_of
 from .layout import Layout, lay_out
-from .similarity import Layers, Likeness, Similarity, StreamLayers
+from .similarity import (
+    Layers,
+    Likeness,
+    Similarity,
+    StreamLayers,
+    rectifiers_of,
+    streams_of,
+)
+from .sweep import Sweep
 from .task import Task
 
 MOST_NUMBERS = 2**27
@@ -61,6 +71,23 @@ def score(task: Task) -> Survey:
     return Survey(layout, tuple(found), tuple(stream.summary() for stream in streams))
 
 
+def read_out(layout: Layout, model: OnnxModel, evidence: Evidence) -> Survey:
+    """What evidence says of a model, as it is analysed, and of its layout.
+
+    Raises BadInput where it holds no samples of the fit split or none of select.
+    """
+    for part in ("fit", "select"):
+        if not any(len(getattr(source, part)) for source in evidence.sources.values()):
+            raise BadInput(
+                f"the statistics hold no samples to {part} on yet: gather more, or give the other "
+                "parts beside them"
+            )
+    streams = streams_of(layout, rectifiers_of(model, layout), evidence.features)
+    spans = [span for span in layout.spans if not span.strides]
+    found = [_redundancy(span, evidence.fit, evidence.select, streams) for span in spans]
+    return Survey(layout, tuple(found), tuple(stream.summary() for stream in streams))
+
+
 def measure(task: Task, layout: Layout, spans: Sequence[Span], stage: str) -> list[Redundancy]:
     """How redundant spans that keep the shape are."""
     return _measured(task, layout, spans, stage)[0]
@@ -76,24 +103,9 @@ def _measured(
     splits = task.splits
     with task.stage(stage, len(parts) * (len(splits.fit) + len(splits.select))) as advance:
         for at, part in enumerate(parts):
-            pairs = [_pair(span) for span in part]
             watched = layers if at == 0 else None
-            taps = [value for pair in pairs for value in (pair.x, pair.y)]
-            taps += watched.taps if watched else ()
-            runner = Runner(task.plain, task.runtime, list(dict.fromkeys(taps)))
-            fit, select = (
-                sweep(
-                    runner,
-                    task.data,
-                    half,
-                    pairs,
-                    task.batch,
-                    mask=task.mask,
-                    progress=advance,
-                    watch=watched.add if watched and half is splits.fit else None,
-                )
-                for half in (splits.fit, splits.select)
-            )
+            run = Sweep(task, [pair_of(span) for span in part], layers.taps if watched else ())
+            fit, select = (run(half, advance, watched) for half in (splits.fit, splits.select))
             streams = streams or layers.streams()
             found += [_redundancy(span, fit, select, streams) for span in part]
     return found, streams
@@ -113,14 +125,10 @@ def _parts(spans: Sequence[Span]) -> Iterator[list[Span]]:
     yield part
 
 
-def _pair(span: Span) -> Pair:
-    return Pair(span.entry, span.exit, span.channel_axis)
-
-
 def _redundancy(
     span: Span, fit: Statistics, select: Statistics, streams: Sequence[StreamLayers]
 ) -> Redundancy:
-    pair = _pair(span)
+    pair = pair_of(span)
     seen, held = fit.moments(pair), select.moments(pair)
     solution = solve_held_out(seen, held)
     own = [layers for layers in streams if layers.stream.chain.source == span.stream]

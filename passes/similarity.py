@@ -7,8 +7,8 @@ padding, so that memory does not grow with length. They are kept for a bounded n
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,11 +21,13 @@ from ..calibration.metrics.modularity import NEIGHBOURS, modularity_curve
 from ..calibration.metrics.msrs import msrs
 from ..calibration.metrics.sliced_wasserstein import max_sliced_wasserstein
 from ..calibration.runtime import Runner
+from ..calibration.spread import Processes
 from ..ir.blocks import Anatomy
 from ..ir.onnx_activations import rectified
-from ..ir.spans import channel_axis, span_name
+from ..ir.onnx_file import OnnxModel
+from ..ir.spans import span_name
 from .layout import Layout
-from .task import Samples, Task
+from .task import Advance, Samples, Task
 
 MOST_SAMPLES = 2048
 CKA_BATCH = 256
@@ -71,35 +73,144 @@ class Similarity:
     units: tuple[Likeness, ...]
 
 
+@dataclass(frozen=True, eq=False)
+class Features:
+    """What layers are compared by, of some samples; adds up where no two parts share a sample.
+
+    `samples` (n,) ascend; `layers` are (n, channels) float32, by the first value of the cut;
+    `classes` (n,) int64, None where `communities` is; `sides` are counts of rectifiers, by value.
+    """
+
+    samples: Samples
+    layers: Mapping[str, NDArray[np.float32]]
+    classes: NDArray[np.int64] | None
+    communities: Communities | None
+    sides: Mapping[str, SideCounts]
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def rows(self, chosen: NDArray[np.int64] | slice) -> Features:
+        """Those at the given places; counts of rectifiers stay."""
+        return replace(
+            self,
+            samples=self.samples[chosen],
+            layers={name: rows[chosen] for name, rows in self.layers.items()},
+            classes=None if self.classes is None else self.classes[chosen],
+        )
+
+    def merged(self, other: Features) -> Features:
+        """Those of both, by sample; without classes unless both have them, and of one kind."""
+        if not (len(self) and len(other)):
+            return self if len(self) else other
+        both = joined([self, other])
+        return both.rows(np.argsort(both.samples, kind="stable"))
+
+    def reduced(self, group: Processes, samples: Samples, widths: Mapping[str, int]) -> Features:
+        """Those of all processes, on the `samples` (n,) that these have between them."""
+        if group.size == 1:
+            return self
+        places = np.searchsorted(samples, self.samples)
+
+        def whole(rows: NDArray[np.generic], *width: int) -> NDArray[Any]:
+            room = np.zeros((len(samples), *width), rows.dtype)
+            room[places] = rows
+            return group.sum(room)
+
+        nothing = np.zeros(len(self), np.int64)
+        classes = whole(nothing if self.classes is None else self.classes)
+        kinds: list[Communities | None] = ["labels", "the model's own classes", None]
+        mine = [self.communities == kind and len(self) > 0 for kind in kinds]
+        votes = group.sum(np.array(mine, np.int64))
+        kind = kinds[int(np.flatnonzero(votes)[0])] if np.count_nonzero(votes) == 1 else None
+        return Features(
+            samples,
+            {name: whole(rows, widths[name]) for name, rows in self.layers.items()},
+            None if kind is None else classes,
+            kind,
+            {name: _all_counts(counts, group) for name, counts in self.sides.items()},
+        )
+
+
+def joined(parts: Sequence[Features]) -> Features:
+    """Features one after another, of one or more data sets."""
+    first, *others = parts
+    kind = first.communities if all(p.communities == first.communities for p in others) else None
+    known = [part.classes for part in parts if part.classes is not None]
+    sides = {name: SideCounts() for name in first.sides}
+    for name, counts in sides.items():
+        for part in parts:
+            counts.absorb(part.sides[name])
+    return Features(
+        np.concatenate([part.samples for part in parts]),
+        {name: np.concatenate([part.layers[name] for part in parts]) for name in first.layers},
+        None if kind is None else np.concatenate(known),
+        kind,
+        sides,
+    )
+
+
+def _all_counts(counts: SideCounts, group: Processes) -> SideCounts:
+    """The counts of all processes, some of which may have seen nothing."""
+    own = np.zeros(group.size, np.int64)
+    own[group.rank] = len(counts.positive)
+    positive = np.zeros(group.sum(own).max(), np.int64)
+    positive[: len(counts.positive)] = counts.positive
+    rows = group.sum(np.array([counts.rows]))[0]
+    return SideCounts.of(int(rows), group.sum(positive).astype(np.int64))
+
+
+def layers_of(layout: Layout) -> list[str]:
+    """The values that layers are compared by: the first of every cut that has channels."""
+    names = [cut.first for stream in layout.anatomies for cut in stream.chain.cuts]
+    return [name for name in dict.fromkeys(names) if len(layout.observed[name][0]) > 1]
+
+
+Rectifiers = Mapping[tuple[str, int], Sequence[str]]
+"""The values that rectifiers make, by stream and first cut of their unit."""
+
+
+def rectifiers_of(model: OnnxModel, layout: Layout) -> Rectifiers:
+    """Those of a model as it is analysed."""
+    made = rectified(model)
+    return {
+        (stream.chain.source, unit.start): [
+            made[node.index] for node in unit.nodes if node.index in made
+        ]
+        for stream in layout.anatomies
+        for unit in stream.units
+    }
+
+
 class Layers:
     """What the layers of a task's model hold, gathered batch by batch from the values of `taps`."""
 
     def __init__(self, task: Task, layout: Layout) -> None:
-        self._task, self._streams = task, layout.anatomies
-        graph = task.plain.graph
-        cuts = [cut.first for stream in self._streams for cut in stream.chain.cuts]
-        cuts = [name for name in dict.fromkeys(cuts) if len(layout.observed[name][0]) > 1]
-        made = rectified(task.plain)
-        self._rectifiers = {
-            (stream.chain.source, unit.start): [
-                made[node.index] for node in unit.nodes if node.index in made
-            ]
-            for stream in self._streams
-            for unit in stream.units
-        }
+        self._task, self._layout = task, layout
+        graph, cuts = task.plain.graph, layers_of(layout)
+        self._rectifiers = rectifiers_of(task.plain, layout)
         self._sides = {name: SideCounts() for unit in self._rectifiers.values() for name in unit}
-        self._axes = {
-            name: channel_axis(graph, name, name, layout.observed) for name in (*cuts, *self._sides)
+        self._axes = {name: layout.channel_axis(graph, name) for name in (*cuts, *self._sides)}
+        self._features: dict[str, list[Floats]] = {
+            name: [np.zeros((0, layout.observed[name][0][self._axes[name]]), np.float32)]
+            for name in cuts
         }
-        self._features: dict[str, list[Floats]] = {name: [] for name in cuts}
         self._outputs: list[Floats] = []
         self._samples: list[Samples] = []
         self.taps = (*cuts, *self._sides)
 
-    def add(self, batch: Batch, values: Mapping[str, Floats]) -> None:
-        """One batch; once MOST_SAMPLES were seen it changes nothing."""
-        if sum(map(len, self._samples)) >= MOST_SAMPLES:
+    def run(self, samples: Samples, advance: Advance = lambda _done: None) -> None:
+        """Run the model on samples and add what it gives."""
+        if not len(samples):
             return
+        task = self._task
+        runner = Runner(task.plain, task.runtime, self.taps)
+        for batch in task.data.batches(samples, runner.fixed_batch or task.batch):
+            self.add(batch, runner(batch.feeds))
+            advance(len(batch.samples))
+
+    def add(self, batch: Batch, values: Mapping[str, Floats]) -> None:
+        """One batch."""
         mask = self._task.padding(batch)
         for name, parts in self._features.items():
             require_finite(values[name], name)
@@ -112,33 +223,50 @@ class Layers:
         self._outputs.append(values[self._task.output])
         self._samples.append(batch.samples)
 
+    def features(self) -> Features:
+        """All that was added."""
+        classes, communities = self._classes()
+        layers = {
+            name: np.concatenate(parts).astype(np.float32) for name, parts in self._features.items()
+        }
+        return Features(self._seen, layers, classes, communities, dict(self._sides))
+
     def streams(self) -> tuple[StreamLayers, ...]:
         """The streams with their layers; none where no unbiased CKA can be had of the samples."""
-        count = sum(map(len, self._samples))
-        if count < LEAST_UNBIASED:
-            return ()
-        features = {name: np.concatenate(parts) for name, parts in self._features.items()}
-        classes, communities = self._classes()
-        found = []
-        for stream in self._streams:
-            sides = [
-                [self._sides[name] for name in self._rectifiers[stream.chain.source, at]]
-                for at in range(len(stream.units))
-            ]
-            if sum(cut.first in features for cut in stream.chain.cuts) > 1:
-                found.append(StreamLayers(stream, features, classes, communities, sides))
-        return tuple(found)
+        return streams_of(self._layout, self._rectifiers, self.features())
 
-    def _classes(self) -> tuple[NDArray[np.generic] | None, Communities | None]:
+    @property
+    def _seen(self) -> Samples:
+        return np.concatenate([np.zeros(0, np.int64), *self._samples])
+
+    def _classes(self) -> tuple[NDArray[np.int64] | None, Communities | None]:
         """The communities: true labels, else what the model itself takes samples for."""
-        labels = self._task.labels(np.concatenate(self._samples))
+        labels = self._task.labels(self._seen)
         if labels is not None and labels.ndim == 1 and labels.dtype.kind in "iub":
-            return labels, "labels"
+            return labels.astype(np.int64), "labels"
         judged_by_class = self._task.metric in ("accuracy", "agreement")
-        if judged_by_class and all(out.ndim == 2 and out.shape[1] > 1 for out in self._outputs):
+        are_logits = all(out.ndim == 2 and out.shape[1] > 1 for out in self._outputs)
+        if judged_by_class and are_logits and self._outputs:
             classes = np.concatenate([output.argmax(axis=1) for output in self._outputs])
             return classes, "the model's own classes"
         return None, None
+
+
+def streams_of(
+    layout: Layout, rectifiers: Rectifiers, features: Features
+) -> tuple[StreamLayers, ...]:
+    """The streams with their layers; none where no unbiased CKA can be had of the samples."""
+    if len(features) < LEAST_UNBIASED:
+        return ()
+    found = []
+    for stream in layout.anatomies:
+        sides = [
+            [features.sides[name] for name in rectifiers[stream.chain.source, at]]
+            for at in range(len(stream.units))
+        ]
+        if sum(cut.first in features.layers for cut in stream.chain.cuts) > 1:
+            found.append(StreamLayers(stream, features, sides))
+    return tuple(found)
 
 
 class StreamLayers:
@@ -147,16 +275,15 @@ class StreamLayers:
     def __init__(
         self,
         stream: Anatomy,
-        features: Mapping[str, Floats],
-        classes: NDArray[np.generic] | None,
-        communities: Communities | None,
+        features: Features,
         sides: Sequence[Sequence[SideCounts]],
     ) -> None:
-        self.stream, self._communities, self._sides = stream, communities, sides
-        known = [at for at, cut in enumerate(stream.chain.cuts) if cut.first in features]
+        self.stream, self._communities, self._sides = stream, features.communities, sides
+        classes, layers = features.classes, features.layers
+        known = [at for at, cut in enumerate(stream.chain.cuts) if cut.first in layers]
         self._places = {cut: at for at, cut in enumerate(known)}
-        self._layers = [features[stream.chain.cuts[cut].first] for cut in known]
-        self._count = len(next(iter(features.values())))
+        self._layers = [layers[stream.chain.cuts[cut].first] for cut in known]
+        self._count = len(features)
         kernels = MeanCKA(unbiased=True)
         for begin, end in _batches(self._count, CKA_BATCH, LEAST_UNBIASED):
             kernels.add([layer[begin:end] for layer in self._layers])
@@ -205,13 +332,10 @@ def similarity(task: Task, layout: Layout) -> tuple[Similarity, ...]:
 
     Streams are left out where there are fewer samples than an unbiased CKA needs.
     """
-    samples = task.splits.fit[:MOST_SAMPLES]
     layers = Layers(task, layout)
-    runner = Runner(task.plain, task.runtime, layers.taps)
+    samples = task.splits.fit[:MOST_SAMPLES]
     with task.stage("similarity of layers", len(samples)) as advance:
-        for batch in task.data.batches(samples, runner.fixed_batch or task.batch):
-            layers.add(batch, runner(batch.feeds))
-            advance(len(batch.samples))
+        layers.run(samples, advance)
     return tuple(stream.summary() for stream in layers.streams())
 
 

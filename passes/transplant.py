@@ -6,7 +6,7 @@ names: at every place that is touched both must compute the same numbers.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -71,6 +71,31 @@ def transplant(
     return door.close()
 
 
+def places(
+    program: ExportedProgram, export: Export, wanted: Collection[str], feeds: Feeds
+) -> tuple[TorchDoor, dict[str, fx.Node]]:
+    """The captured module, and for every wanted value at a cut of its export the node like it.
+
+    `feeds` are a batch of inputs to compare the two on. Raises Unsupported where one has no node
+    of its shape and numbers.
+    """
+    door = TorchDoor(program)
+    graph = view(program)
+    captured = [anatomy(graph, chain) for chain in find_chains(graph)]
+    same = _Comparison(door, export, captured, feeds, ())
+    cuts = _matched(export.streams, captured, same)
+    found: dict[str, fx.Node] = {}
+    for stream in export.streams:
+        for at, cut in enumerate(stream.chain.cuts):
+            for value in set(wanted).intersection(cut.values) - found.keys():
+                ours = cuts.get((stream.chain.source, at))
+                name = _like(() if ours is None else ours.values, value, same)
+                if not same.has_one_shape(name, value):
+                    raise _no_place(name, value)
+                found[value] = door.node(name)
+    return door, found
+
+
 class _Comparison:
     """What both graphs compute on one batch, at all their cuts and at what is folded."""
 
@@ -103,6 +128,9 @@ class _Comparison:
             return False
         size = max(float(np.abs(b).max(initial=0.0)), 1e-30)
         return float(np.abs(a - b.reshape(a.shape)).max(initial=0.0)) <= TOLERANCE * size
+
+    def has_one_shape(self, ours: str, theirs: str) -> bool:
+        return self._ours[ours].shape == self._theirs[theirs].shape
 
 
 Cuts = Mapping[tuple[str, int], Cut]
@@ -247,7 +275,7 @@ def _like(values: Sequence[str], theirs: str, same: _Comparison | None) -> str:
     """The first value of a cut that holds the numbers of a value of the ONNX model."""
     found = [name for name in values if same is None or same(name, theirs)]
     if not found:
-        raise _no_place(values[0], theirs)
+        raise _no_place(values[0] if values else theirs, theirs)
     return found[0]
 
 

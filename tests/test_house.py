@@ -20,7 +20,7 @@ FLOORS = ("ir", "calibration", "passes", "tools")
 
 LONGEST_LINES, LONGEST_TEST_LINES = 400, 800
 HEAVY = ("torch", "onnxruntime", "onnx", "onnx_graphsurgeon", "click", "rich", "scipy", "pydantic")
-JOBS = ("apply", "bench", "inspect", "optimize", "rank", "verify")
+JOBS = ("apply", "bench", "inspect", "optimize", "rank", "survey", "verify")
 
 Module = tuple[str, ...]
 """A module by its path inside the package: ("tools", "api")."""
@@ -170,9 +170,10 @@ def test_the_check_for_cheapness_can_fail() -> None:
 
 @pytest.mark.parametrize("job", JOBS)
 def test_jobs_are_reachable_from_the_top(job: str) -> None:
-    from blockfold.tools import api, comparing
+    from blockfold.tools import api, comparing, surveying
 
-    assert getattr(blockfold, job) in (getattr(api, job, None), getattr(comparing, job, None))
+    rooms = (api, comparing, surveying)
+    assert getattr(blockfold, job) in [getattr(room, job, None) for room in rooms]
     assert job in blockfold.__all__
 
 

@@ -48,6 +48,7 @@ from .results import (
     to_be_written,
     write_plan,
 )
+from .surveying import inspected
 
 if TYPE_CHECKING:
     from .modules import Replayed
@@ -172,6 +173,7 @@ def inspect(
     model: Model,
     data: object = None,
     *,
+    statistics: Sequence[str | os.PathLike[str]] = (),
     drop_cache: bool = False,
     example_inputs: object = None,
     dynamic_shapes: Any = None,
@@ -179,7 +181,8 @@ def inspect(
 ) -> Inspection:
     """Blocks and spans of a model, and with data how redundant they are; changes nothing.
 
-    Of a torch module those of its ONNX export. drop_cache: as `optimize` takes it.
+    Of a torch module those of its ONNX export. statistics: files of `survey`, instead of data.
+    drop_cache: as `optimize` takes it.
     """
     options = settings_of(settings)
     loaded = find_module(model)
@@ -188,10 +191,16 @@ def inspect(
 
         given = loaded.inputs if example_inputs is None else example_inputs
         found = modules.captured(loaded.module, data, given, dynamic_shapes)
-        seen = inspect(found.onnx, data, drop_cache=drop_cache, **settings)
+        seen = inspect(found.onnx, data, statistics=statistics, drop_cache=drop_cache, **settings)
         return replace(seen, held=found.held)
     refuse_module_options(example_inputs, dynamic_shapes)
     read_in = read_model(model)
+    if statistics:
+        if data is not None or options.random_samples is not None:
+            raise BadInput("give data or statistics, not both: `survey` adds data to statistics")
+        if drop_cache:
+            raise BadInput("statistics have settled what may go: give drop_cache to `survey`")
+        return inspected(read_in, statistics)
     if data is None and options.random_samples is None:
         plain = unfuse(read_in)
         streams = anatomies(plain)

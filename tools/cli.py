@@ -21,7 +21,7 @@ from ..ir.errors import BlockfoldError
 from ..ir.onnx_limits import CONTROL
 from ..passes.methods import METHODS
 from ..passes.rating import METRICS
-from . import api, comparing, options
+from . import api, comparing, options, surveying
 from .demo import bundle
 from .documents import inspection_document, print_json
 from .junit import reported
@@ -51,6 +51,7 @@ def cli() -> None:
 
 @cli.command()
 @click.argument("model")
+@options.statistics
 @options.drop_cache
 @options.data
 @options.running
@@ -58,14 +59,63 @@ def cli() -> None:
 def inspect(model: str, as_json: bool, **given: Any) -> None:
     """Show blocks and spans of MODEL, and with data how redundant they are.
 
+    Statistics that `survey` gathered stand for the data.
+
     \b
     blockfold inspect model.onnx --data samples.npz
+    blockfold inspect model.onnx part*.safetensors
     """
     found = api.inspect(model, given.pop("data"), stage=bars, **given)
     if as_json:
         print_json(inspection_document(found))
     else:
         show_inspection(Console(), found)
+
+
+@cli.command()
+@click.argument("model")
+@options.statistics
+@click.option(
+    "-o", "--out", "target", required=True, metavar="OUT.safetensors", help="File to write."
+)
+@click.option(
+    "--shard",
+    metavar="K/N",
+    callback=options.shard,
+    default="1/1",
+    show_default=True,
+    help="Part of the samples to run.",
+)
+@click.option(
+    "--every",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Write what there is every N samples.  [default: at the end]",
+)
+@click.option("--resume", is_flag=True, help="Go on from OUT.safetensors where it is there.")
+@options.drop_cache
+@options.data
+@options.running
+@options.json_option
+def survey(model: str, target: str, as_json: bool, **given: Any) -> None:
+    """Gather statistics of MODEL on data for `inspect`, or a part of them, and add up parts.
+
+    Under torchrun the processes share the samples.
+
+    \b
+    blockfold survey model.onnx --data samples.npz --shard 2/4 -o part2.safetensors
+    blockfold survey model.onnx part*.safetensors -o all.safetensors
+    torchrun --nproc-per-node 4 -m blockfold survey model.onnx --data samples.npz -o all.safetensors
+    """
+    data = given.pop("data")
+    found = surveying.survey_to(target, model, data, stage=bars, **given)
+    if not found.written:
+        return
+    if as_json:
+        print_json({"written": found.written, "held": found.held, "due": found.due})
+        return
+    Console().print(f"statistics of {found.held:,} of {found.due:,} samples")
+    _show_written(Console(), found.written)
 
 
 @cli.command()

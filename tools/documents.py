@@ -49,6 +49,9 @@ def inspection_document(found: Inspection) -> dict[str, Any]:
         "spans": spans,
         "refusals": refusals,
         "similarities": [] if found.survey is None else list(found.survey.similarities),
+        "samples": None
+        if found.samples is None
+        else dict(zip(("held", "due"), found.samples, strict=True)),
         "random": found.random,
     }
 

@@ -6,7 +6,8 @@ What will serve is the export, so latencies, damages and the promise are those o
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,8 @@ from torch.utils import _pytree as pytree
 
 from ..calibration.intake import one_line
 from ..calibration.runtime import Runtime
-from ..ir.errors import BadInput
+from ..calibration.sweep import Pair
+from ..ir.errors import BadInput, Unsupported
 from ..ir.onnx_file import OnnxModel
 from ..ir.onnx_linear import linear_into
 from ..ir.onnx_unfuse import unfuse
@@ -29,6 +31,9 @@ from ..ir.torch_module import CompressedModule
 from ..ir.torch_view import capture
 from ..passes.layout import anatomies
 from ..passes.plan import Plan, read_plan, replacements_of
+from ..passes.sweep import AnySweep, Sweep
+from ..passes.task import Task
+from ..passes.torch_sweep import ModuleSweep
 from ..passes.transplant import Export, transplant
 from .results import Result, to_be_written, write_plan
 
@@ -84,6 +89,17 @@ class Captured:
     def export(self, runtime: Runtime) -> Export:
         plain = unfuse(self.onnx)
         return Export(plain, anatomies(plain), runtime)
+
+    def sweep(self, task: Task, pairs: Sequence[Pair], taps: Sequence[str]) -> AnySweep:
+        """A sweep on the accelerator where the module lies, on the CPU one of its export."""
+        if not _is_on_accelerator(self.program):
+            return Sweep(task, pairs, taps)
+        try:
+            export = self.export(task.runtime)
+            return ModuleSweep(self.program, export, self.feeds, task, pairs)
+        except Unsupported as error:
+            warnings.warn(f"surveyed as ONNX: {error}", RuntimeWarning, stacklevel=2)
+            return Sweep(task, pairs, taps)
 
     @property
     def feeds(self) -> dict[str, np.ndarray]:
@@ -218,6 +234,11 @@ def free_batch(inputs: Inputs) -> Any:
     args, kwargs = inputs
     by_place, by_name = pytree.tree_map(free, (args, kwargs))
     return (*by_place, *by_name.values()) if args else by_name
+
+
+def _is_on_accelerator(program: ExportedProgram) -> bool:
+    tensors = (*program.parameters(), *program.buffers())
+    return any(tensor.device.type != "cpu" for tensor in tensors)
 
 
 def _is_tensor(leaf: object) -> bool:

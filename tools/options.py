@@ -68,6 +68,14 @@ def lengths(ctx: Context, param: Parameter, values: Sequence[str]) -> dict[str, 
     return found
 
 
+def shard(_ctx: Context, _param: Parameter, value: str) -> tuple[int, int]:
+    """2/4, the second of four parts."""
+    match = re.fullmatch(r"(\d+)/(\d+)", value.strip())
+    if not match:
+        raise click.BadParameter(f"{value!r} is no part; write 2/4 for the second of four")
+    return int(match.group(1)), int(match.group(2))
+
+
 def _fractions(_ctx: Context, _param: Parameter, value: str) -> Fractions:
     return parse_fractions(value)
 
@@ -80,6 +88,9 @@ def _stack(*options: Callable[[Command], Command]) -> Callable[[Command], Comman
 
     return decorate
 
+
+statistics = click.argument("statistics", nargs=-1, metavar="[STATISTICS]...")
+"""Files that `survey` wrote."""
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 

@@ -24,6 +24,7 @@ from .comparing import bench, rank, verify
 from .modules import ModuleResult, Replayed
 from .opening import Settings
 from .results import Applied, Inspection, Result, Verified
+from .surveying import Surveyed, survey
 
 INTRODUCTION = """\
 # API reference
@@ -38,9 +39,19 @@ Public = Callable[..., Any]
 """A function or a class."""
 
 CHAPTERS: dict[str, Sequence[Public]] = {
-    "Jobs": (optimize, inspect_job, apply, verify, bench, rank),
+    "Jobs": (optimize, inspect_job, survey, apply, verify, bench, rank),
     "Settings": (Settings, Outputs),
-    "Results": (Result, ModuleResult, Verdict, Inspection, Applied, Replayed, Verified, Candidate),
+    "Results": (
+        Result,
+        ModuleResult,
+        Verdict,
+        Inspection,
+        Surveyed,
+        Applied,
+        Replayed,
+        Verified,
+        Candidate,
+    ),
     "Penalties while training": (LaCoOT, CKASR),
     "Errors": (BlockfoldError, NotMet, BadInput, Unsupported),
 }

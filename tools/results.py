@@ -57,7 +57,8 @@ class Inspection:
     """What a model is made of; `survey` where there was data, which may have been `random`.
 
     `graph` is the one that the spans are of: fused residual sums are taken apart in it. `held`
-    keeps what the model's weights lie in, where that is a temporary folder.
+    keeps what the model's weights lie in, where that is a temporary folder. `samples` are those
+    that statistics hold, and those that are due, where the survey was read from statistics.
     """
 
     model: OnnxModel
@@ -68,6 +69,7 @@ class Inspection:
     survey: Survey | None
     random: bool = False
     held: object = None
+    samples: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True, eq=False)

@@ -49,6 +49,12 @@ def show_inspection(console: Console, found: Inspection) -> None:
         )
         for similarity in found.survey.similarities:
             show_similarity(console, similarity, found.survey.spans)
+    if found.samples is not None:
+        held, due = found.samples
+        console.print(
+            f"from statistics of {held:,} of {due:,} samples",
+            style="dim" if held == due else "bold",
+        )
     show_random(console, found.random)
     show_refusals(console, found.refusals, _block_names(found.anatomies))
 

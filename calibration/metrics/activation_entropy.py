@@ -29,6 +29,19 @@ class SideCounts:
         default_factory=lambda: np.zeros(0, np.int64), init=False, repr=False
     )
 
+    @classmethod
+    def of(cls, rows: int, positive: NDArray[np.int64]) -> SideCounts:
+        """Counts of so many rows that were made before."""
+        counts = cls()
+        counts.rows, counts.positive = rows, positive
+        return counts
+
+    def absorb(self, other: SideCounts) -> None:
+        """Become the counts of both sets of rows together."""
+        if other.rows:
+            self.positive = self.positive + other.positive if self.rows else other.positive
+            self.rows += other.rows
+
     def add(self, z: NDArray[np.floating], axis: int = -1) -> None:
         """One batch of pre-activations, the units along `axis`: -1 for tokens, 1 for maps."""
         if np.isnan(z).any():

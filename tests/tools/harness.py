@@ -32,7 +32,7 @@ DROP = "5%"
 """What the tests allow: certain on half of SAMPLES where nothing was lost."""
 
 CAREFUL = ("--provider", "cpu", "--threads", "1")
-VERBS = ("inspect", "optimize", "apply", "verify", "bench", "rank", "demo")
+VERBS = ("inspect", "survey", "optimize", "apply", "verify", "bench", "rank", "demo")
 
 
 def network(planted: int | None = PLANTED, *, seed: int = 0) -> onnx.ModelProto:

@@ -14,7 +14,7 @@ from blockfold.ir.spans import Span
 from blockfold.passes.fit import Healing, Recipe
 from blockfold.passes.surrogates import Wish
 from blockfold.tests.networks import labelled, residual_mlp
-from blockfold.tools.benchmarks import compare, effort
+from blockfold.tools.benchmarks import compare, device, effort
 from blockfold.tools.benchmarks.ablation import ablations
 from blockfold.tools.benchmarks.paired import Damage, Error, correlation, similarities
 
@@ -103,3 +103,18 @@ def test_the_effort_of_one_optimization_is_told(files: tuple[Path, Path]) -> Non
     assert ran.exit_code == 0
     for said in ("plain pass:", "| fit |", "| whole |", "peak memory:", "oracle", "share"):
         assert said in ran.output
+
+
+@pytest.mark.slow
+def test_statistics_are_timed_on_a_device_beside_plain_passes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tiny = device.Size(depth=2, width=8, heads=2, side=2)
+    monkeypatch.setattr(device, "SMALL", tiny)
+    monkeypatch.setattr(device, "VIT_B", tiny)
+    words = ["--samples", "12", "--rounds", "1", "--batch", "4", "--provider", "cpu"]
+    ran = CliRunner().invoke(device.main, words)
+    assert ran.exit_code == 0, ran.output
+    rows = [line.split("|")[1:3] for line in ran.output.splitlines() if line.startswith("| ")][2:]
+    assert [name.split(",")[0].strip() for name, _ in rows] == ["torch", "graph", "fetched"]
+    assert all(float(ratio) > 0 for _, ratio in rows)

@@ -100,7 +100,7 @@ def test_inspect_as_json(data: list[str], here: Path, command: CommandLine) -> N
     with untouched(here):
         ran = command("inspect", "model.onnx", *data, "--json")
     found = assert_document(
-        ran, "model_sha256", "random", "streams", "spans", "refusals", "similarities"
+        ran, "model_sha256", "random", "streams", "spans", "refusals", "similarities", "samples"
     )
     (stream,) = found["streams"]
     assert [block["name"] for block in stream["blocks"]] == [f"blocks.{i}" for i in range(BLOCKS)]
@@ -418,10 +418,12 @@ def test_version(tmp_path: Path) -> None:
 
 def test_help_names_every_verb(command: CommandLine) -> None:
     ran = command("--help")
-    assert_shown(ran, "inspect", "optimize", "apply", "verify", "bench", "demo")
+    assert_shown(ran, "inspect", "survey", "optimize", "apply", "verify", "bench", "demo")
 
 
-@pytest.mark.parametrize("verb", ["inspect", "optimize", "apply", "verify", "bench", "demo"])
+@pytest.mark.parametrize(
+    "verb", ["inspect", "survey", "optimize", "apply", "verify", "bench", "demo"]
+)
 def test_help_of_a_verb_fits_and_shows_an_example(verb: str, command: CommandLine) -> None:
     assert_shown(command(verb, "--help"), f"blockfold {verb}", "--json", "--provider")
 
@@ -459,6 +461,7 @@ def test_progress_is_drawn_on_a_terminal_and_leaves_stdout_alone(here: Path) -> 
         "spans",
         "refusals",
         "similarities",
+        "samples",
     }
 
 
