@@ -15,10 +15,12 @@ from .ir.errors import BadInput, BlockfoldError, NotMet, Unsupported
 if TYPE_CHECKING:
     from .tools.api import apply, inspect, optimize
     from .tools.comparing import bench, rank, verify
+    from .tools.results import NotKept
 
 __all__ = [
     "BadInput",
     "BlockfoldError",
+    "NotKept",
     "NotMet",
     "Unsupported",
     "apply",

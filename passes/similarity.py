@@ -1,6 +1,7 @@
 """Similarity: how alike the layers of a model are, by the metrics that compare whole batches.
 
-Features of a layer are the value at its cut, averaged over the positions of a sample that are no
+Of every two layers of a stream also how little its rows move from one to the other. For all else,
+features of a layer are the value at its cut, averaged over the positions of a sample that are no
 padding, so that memory does not grow with length. They are kept for a bounded number of samples.
 """
 
@@ -20,6 +21,7 @@ from ..calibration.metrics.cka import LEAST_UNBIASED, MeanCKA
 from ..calibration.metrics.modularity import NEIGHBOURS, modularity_curve
 from ..calibration.metrics.msrs import msrs
 from ..calibration.metrics.sliced_wasserstein import max_sliced_wasserstein
+from ..calibration.pairwise import Pairwise
 from ..calibration.runtime import Runner
 from ..ir.blocks import Anatomy
 from ..ir.onnx_activations import rectified
@@ -58,12 +60,17 @@ class Similarity:
     """The layers of one stream, a layer being what a cut holds.
 
     `cka` (layers, layers) is unbiased; `msrs` counts similar pairs, `msrs_per_pair` is their share;
-    `modularity` (layers,) is None where no classes are known.
+    `modularity` (layers,) is None where no classes are known. `block_redundancy` and `cosine`
+    (layers, layers) are of rows, None between layers of unlike shape. `cuts` are the places of the
+    layers in the chain.
     """
 
     stream: str
     samples: int
+    cuts: tuple[int, ...]
     cka: tuple[tuple[float, ...], ...]
+    block_redundancy: tuple[tuple[float | None, ...], ...]
+    cosine: tuple[tuple[float | None, ...], ...]
     msrs: float
     msrs_per_pair: float
     modularity: tuple[float, ...] | None
@@ -91,6 +98,12 @@ class Layers:
         self._axes = {
             name: channel_axis(graph, name, name, layout.observed) for name in (*cuts, *self._sides)
         }
+        self._pairs = {
+            stream.chain.source: Pairwise(
+                {cut.first: self._axes[cut.first] for cut in stream.chain.cuts if cut.first in cuts}
+            )
+            for stream in self._streams
+        }
         self._features: dict[str, list[Floats]] = {name: [] for name in cuts}
         self._outputs: list[Floats] = []
         self._samples: list[Samples] = []
@@ -104,6 +117,8 @@ class Layers:
         for name, parts in self._features.items():
             require_finite(values[name], name)
             parts.append(pooled_mean(values[name], self._axes[name], mask))
+        for pairs in self._pairs.values():
+            pairs.add(values, mask)
         for name, sides in self._sides.items():
             value, axis = values[name], self._axes[name]
             require_finite(value, name)
@@ -126,7 +141,8 @@ class Layers:
                 for at in range(len(stream.units))
             ]
             if sum(cut.first in features for cut in stream.chain.cuts) > 1:
-                found.append(StreamLayers(stream, features, classes, communities, sides))
+                pairs = self._pairs[stream.chain.source]
+                found.append(StreamLayers(stream, features, pairs, classes, communities, sides))
         return tuple(found)
 
     def _classes(self) -> tuple[NDArray[np.generic] | None, Communities | None]:
@@ -148,11 +164,13 @@ class StreamLayers:
         self,
         stream: Anatomy,
         features: Mapping[str, Floats],
+        pairs: Pairwise,
         classes: NDArray[np.generic] | None,
         communities: Communities | None,
         sides: Sequence[Sequence[SideCounts]],
     ) -> None:
         self.stream, self._communities, self._sides = stream, communities, sides
+        self._pairs = pairs
         known = [at for at, cut in enumerate(stream.chain.cuts) if cut.first in features]
         self._places = {cut: at for at, cut in enumerate(known)}
         self._layers = [features[stream.chain.cuts[cut].first] for cut in known]
@@ -191,7 +209,10 @@ class StreamLayers:
         return Similarity(
             self.stream.chain.source,
             self._count,
+            tuple(self._places),
             tuple(tuple(map(float, row)) for row in self._cka),
+            _known(self._pairs.block_redundancy),
+            _known(self._pairs.cosine),
             float(msrs(self._cka)),
             float(msrs(self._cka, per_pair=True)),
             None if self._curve is None else tuple(map(float, self._curve)),
@@ -213,6 +234,13 @@ def similarity(task: Task, layout: Layout) -> tuple[Similarity, ...]:
             layers.add(batch, runner(batch.feeds))
             advance(len(batch.samples))
     return tuple(stream.summary() for stream in layers.streams())
+
+
+def _known(matrix: NDArray[np.floating]) -> tuple[tuple[float | None, ...], ...]:
+    """Rows of numbers, None for NaN."""
+    return tuple(
+        tuple(None if np.isnan(value) else float(value) for value in row) for row in matrix
+    )
 
 
 def _batches(count: int, size: int, least: int) -> Sequence[tuple[int, int]]:

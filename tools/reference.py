@@ -23,7 +23,7 @@ from .api import inspect as inspect_job
 from .comparing import bench, rank, verify
 from .modules import ModuleResult, Replayed
 from .opening import Settings
-from .results import Applied, Inspection, Result, Verified
+from .results import Applied, Inspection, NotKept, Result, Verified
 
 INTRODUCTION = """\
 # API reference
@@ -42,7 +42,7 @@ CHAPTERS: dict[str, Sequence[Public]] = {
     "Settings": (Settings, Outputs),
     "Results": (Result, ModuleResult, Verdict, Inspection, Applied, Replayed, Verified, Candidate),
     "Penalties while training": (LaCoOT, CKASR),
-    "Errors": (BlockfoldError, NotMet, BadInput, Unsupported),
+    "Errors": (BlockfoldError, NotMet, NotKept, BadInput, Unsupported),
 }
 
 
