@@ -135,7 +135,10 @@ def _tiles(plan: Plan, before: Facts, after: Facts | None) -> tuple[Tile, ...]:
     tiles = []
     if plan.latency is not None:
         timed = plan.latency
-        spread = f"{timed.original_ms:.3g} -> {timed.new_ms:.3g} ms"
+        spread = (
+            f"{timed.original_ms:.3g} -> {timed.new_ms:.3g} ms; 10th to 90th percentile "
+            f"{timed.low:.2f}x to {timed.high:.2f}x"
+        )
         tiles.append(Tile("speed", f"{timed.ratio:.2f}x", spread))
     if after is not None:
         note = f"{before.size_bytes:,} -> {after.size_bytes:,} bytes"
