@@ -15,11 +15,13 @@ from .ir.errors import BadInput, BlockfoldError, NotMet, Unsupported
 if TYPE_CHECKING:
     from .tools.api import apply, inspect, optimize
     from .tools.comparing import bench, rank, verify
+    from .tools.results import NotKept
     from .tools.surveying import survey
 
 __all__ = [
     "BadInput",
     "BlockfoldError",
+    "NotKept",
     "NotMet",
     "Unsupported",
     "apply",

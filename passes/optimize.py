@@ -14,6 +14,7 @@ from ..ir.onnx_file import OnnxModel
 from ..ir.spans import Refusal
 from .budget import Budget
 from .costs import CostModel, Costs, measure_costs
+from .exits import exit_errors
 from .fit import Healing
 from .layout import Layout, lay_out
 from .methods import Method, Published
@@ -29,10 +30,11 @@ from .plan import (
     tensor_bytes,
     tensors_of,
 )
+from .probe import Option
 from .rating import Metric
 from .replacement import Replacement
 from .search import Search
-from .task import Task
+from .task import Task, thinned
 from .trial import Trial, Trials, tempered
 from .verify import Verdict, forecast, samples_needed, shown, verify
 
@@ -43,16 +45,40 @@ Freeze = Callable[[OnnxModel], OnnxModel]
 """Turns the rewritten model into the one frozen file that is certified."""
 
 
+ERRORS_ON = 256
+"""Samples held back on which the errors at the exits are measured, at most."""
+
+
 @dataclass(frozen=True, eq=False)
-class Optimized:
-    """What came out: the frozen model, its plan and tensors, the layout, and the changes made."""
+class Attempt:
+    """What was tried: the layout, single surrogates, sets of them, and which of these was chosen.
+
+    `plan` has no decisions where nothing was chosen.
+    """
+
+    layout: Layout
+    options: tuple[Option, ...]
+    trials: tuple[Trial, ...]
+    chosen: Trial | None
+    plan: Plan
+
+
+@dataclass(frozen=True, eq=False)
+class Optimized(Attempt):
+    """What came out: the frozen model, its plan's tensors, the verdict, and the changes made."""
 
     model: OnnxModel
-    plan: Plan
     tensors: bytes
-    layout: Layout
     verdict: Verdict
     changes: tuple[str, ...]
+
+
+class Rejected(NotMet):
+    """NotMet, with what was tried."""
+
+    def __init__(self, why: str, attempt: Attempt) -> None:
+        super().__init__(why)
+        self.attempt = attempt
 
 
 def freeze_in_memory(model: OnnxModel) -> OnnxModel:
@@ -73,51 +99,52 @@ def optimize(
 ) -> Optimized:
     """Replace what the budget allows and certify the result on the split held back for it.
 
-    Raises NotMet where the budget or the promise cannot be met, BadInput where there are too few
+    Raises Rejected where the budget or the promise cannot be met, BadInput where there are too few
     samples to certify anything, Unsupported where the model offers nothing to replace.
     """
     require_enough_samples(task, budget.max_drop)
     layout = lay_out(task)
     costs = costs or measure_costs(task, layout, profile)
     model_of_costs = CostModel(layout.anatomies, costs)
+    options: tuple[Option, ...] = ()
     with Trials(task, layout, model_of_costs, budget.max_drop) as trials:
         if method == "blockfold":
-            Search(trials, budget, rank_by=rank_by).run()
+            search = Search(trials, budget, rank_by=rank_by)
+            search.run()
+            options = search.options
         else:
             trials.fit(Published(trials).recipes(method, budget))
-        tried = tempered(task, trials.done, budget.max_drop)
+        tried = tuple(tempered(task, trials.done, budget.max_drop))
         confirmed = budget.confirmed(tried, lambda scores: forecast(task, scores, budget.max_drop))
-        if confirmed is None:
-            raise NotMet(_why_nothing(task, tried, budget))
-        chosen, expected = confirmed
-        (replacements,) = trials.solved_on_both([chosen])
+        chosen = None if confirmed is None else confirmed[0]
+        (replacements,) = trials.solved_on_both([chosen]) if chosen else ((),)
     tensors = tensor_bytes(tensors_of(replacements))
-    plan = make_plan(
-        task,
-        budget,
-        switches,
-        replacements,
-        chosen.recipe.healing,
-        layout.refusals,
-        tensors,
-        method,
-        rank_by,
+    healing = Healing() if chosen is None else chosen.recipe.healing
+    decided = make_plan(
+        task, budget, switches, replacements, healing, layout.refusals, tensors, method, rank_by
     )
+    plan = decided.model_copy(update={"costs": costs, "trials": tuple(map(_trial_record, tried))})
+    attempt = Attempt(layout, options, tried, chosen, plan)
+    if confirmed is None:
+        raise Rejected(_why_nothing(task, tried, budget), attempt)
     rewritten = rewrite(task.model, replacements, provenance(plan), switches)
     model = freeze(rewritten.model)
     judged = verify(task, model, task.splits.certify, budget.max_drop)
-    verdict = replace(judged, chance=expected.chance)
-    latency = measure_latency(task, model, profile)
-    plan = plan.model_copy(
-        update={
-            "costs": costs,
-            "trials": tuple(map(_trial_record, tried)),
-            "latency": latency,
-            "verdict": verdict,
-        }
+    verdict = replace(judged, chance=confirmed[1].chance)
+    made = [r for r in replacements if r.form != "refit"]
+    held_back = thinned(task.splits.certify, ERRORS_ON)
+    measured = {
+        "latency": measure_latency(task, model, profile),
+        "verdict": verdict,
+        "exit_errors": exit_errors(task, build(task.plain, replacements), made, held_back),
+    }
+    plan = plan.model_copy(update=measured)
+    why_not = _why_not(plan, verdict, budget, model.size_bytes)
+    if why_not is not None:
+        raise Rejected(why_not, replace(attempt, plan=plan))
+    return Optimized(
+        layout, options, tried, chosen, plan, model, tensors, verdict, rewritten.changes
     )
-    _require_kept(plan, verdict, budget, model.size_bytes)
-    return Optimized(model, plan, tensors, layout, verdict, rewritten.changes)
 
 
 def require_enough_samples(task: Task, promise: float | None) -> None:
@@ -264,17 +291,29 @@ def why_not_kept(verdict: Verdict) -> str:
     )
 
 
-def _require_kept(plan: Plan, verdict: Verdict, budget: Budget, size_bytes: int) -> None:
+def _why_not(plan: Plan, verdict: Verdict, budget: Budget, size_bytes: int) -> str | None:
+    """One line for a frozen model that must not be written; None where all is well."""
     if not verdict.kept:
-        raise NotMet(why_not_kept(verdict))
+        return why_not_kept(verdict)
     gained = size_bytes < plan.model.size_bytes or (plan.latency and plan.latency.ratio > 1.0)
     if not gained and not plan.skipped:
-        raise NotMet("the best plan makes the model neither faster nor smaller; it stays as it is")
+        return "the best plan makes the model neither faster nor smaller; it stays as it is"
     if budget.speedup is not None and plan.latency and plan.latency.ratio < budget.speedup:
-        raise NotMet(
+        return (
             f"--speedup {budget.speedup:g} not reached: the best plan measured "
             f"{plan.latency.ratio:.3f}x ({plan.latency.low:.3f} to {plan.latency.high:.3f})"
         )
+    return None
+
+
+LISTED = 3
+"""How many replacements of a plan are named in a line."""
+
+
+def _replaced(trial: Trial) -> str:
+    named = [f"{r.span.name} ({r.surrogate})" for r in trial.replacements if r.surrogate != "refit"]
+    more = len(named) - LISTED
+    return ", ".join(named[:LISTED]) + (f" and {more} more" if more > 0 else "")
 
 
 def _why_nothing(task: Task, trials: Sequence[Trial], budget: Budget) -> str:
@@ -284,7 +323,7 @@ def _why_nothing(task: Task, trials: Sequence[Trial], budget: Budget) -> str:
     samples = len(task.splits.select)
     nearest = budget.nearest(trials)[:3]
     listed = "; ".join(
-        f"{', '.join(f'{r.span.name} ({r.surrogate})' for r in t.replacements)}: drop "
+        f"{_replaced(t)}: drop "
         f"{shown(task.metric, t.scores.drop)}, expected bound "
         f"{shown(task.metric, t.forecast.upper)}, chance {t.forecast.chance:.0%}, "
         f"{t.speedup:.2f}x"

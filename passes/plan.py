@@ -126,7 +126,10 @@ class LatencyRecord(_Record):
 
 
 class Plan(_Record):
-    """See the module. `sha256` covers everything above it."""
+    """See the module. `sha256` covers everything above it.
+
+    `exit_errors` are what the decisions' predicted errors came to, on samples held back.
+    """
 
     schema_version: Literal[1] = 1
     blockfold: str
@@ -153,10 +156,11 @@ class Plan(_Record):
     trials: tuple[TrialRecord, ...] = ()
     latency: LatencyRecord | None = None
     verdict: Verdict | None = None
+    exit_errors: tuple[float, ...] = ()
 
     def digest(self) -> str:
         """Hash of the decisions and what they rest on."""
-        measured = {"sha256", "costs", "trials", "latency", "verdict"}
+        measured = {"sha256", "costs", "trials", "latency", "verdict", "exit_errors"}
         content = self.model_dump(mode="json", exclude=measured)
         text = json.dumps(content, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()

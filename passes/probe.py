@@ -33,7 +33,7 @@ from .rows import picked_rows
 from .score import measure
 from .stops import Stop
 from .surrogates import Problem, Wish
-from .task import Advance, Reference, Samples
+from .task import Advance, Reference, thinned
 
 LONGEST_RUN_BLOCKS = 4
 MEASURED_PER_UNIT = 4
@@ -336,10 +336,3 @@ class Probe:
             if rest is not None:
                 values = rest.run_whole({name: values[name] for name in rest.inputs})
             yield cut_rows(values[output], len(truth.samples), truth.size)
-
-
-def thinned(samples: Samples, most: int) -> Samples:
-    """At most so many of the samples, evenly spread."""
-    if len(samples) <= most:
-        return samples
-    return samples[np.linspace(0, len(samples) - 1, most).round().astype(np.int64)]

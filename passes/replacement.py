@@ -131,19 +131,22 @@ class Replacement:
         pairs = list(zip(map(gs.Variable, sources), means, strict=True))
         if self.span.is_map:
             op = "GlobalAveragePool"
-            return [self._node(op, f"{made.name} pool", [x], made) for x, made in pairs], means
+            return [
+                self._node(op, f"context pool {number}", [x], made)
+                for number, (x, made) in enumerate(pairs)
+            ], means
         if self.mask is None:
             axes = list(range(1, self.span.rank - 1))
             return [
-                self._over(model, "ReduceMean", f"{made.name} over", x, axes, made, since=18)
-                for x, made in pairs
+                self._over(model, "ReduceMean", f"context mean {number}", x, axes, made, since=18)
+                for number, (x, made) in enumerate(pairs)
             ], means
         row, some = (gs.Variable(f"blockfold/{self.mask}/{part}") for part in ("row", "some"))
         nodes = self._kept(model, self.mask, row, some)
-        for x, made in pairs:
+        for number, (x, made) in enumerate(pairs):
             total = gs.Variable(f"{made.name}/total")
-            nodes.append(self._node("MatMul", f"{made.name} total", [row, x], total))
-            nodes.append(self._node("Div", f"{made.name} over", [total, some], made))
+            nodes.append(self._node("MatMul", f"context total {number}", [row, x], total))
+            nodes.append(self._node("Div", f"context mean {number}", [total, some], made))
         return nodes, means
 
     def _kept(

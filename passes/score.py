@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..calibration.metrics.affine_r2 import affine_r2
 from ..calibration.metrics.block_redundancy import block_redundancy
@@ -24,7 +24,7 @@ from .similarity import (
     streams_of,
 )
 from .sweep import Sweep
-from .task import Task
+from .task import Task, thinned
 
 MOST_NUMBERS = 2**27
 """Of all second moments held at once, over both splits: 1 GiB. More spans take another pass."""
@@ -63,8 +63,14 @@ class Survey:
     similarities: tuple[Similarity, ...] = ()
 
 
-def score(task: Task) -> Survey:
-    """Survey units, blocks and layers in one sweep over the fit and select splits."""
+def score(task: Task, most: int | None = None) -> Survey:
+    """Survey units, blocks and layers in one sweep over the fit and select splits.
+
+    Of both splits `most` samples at most, evenly spread, are looked at.
+    """
+    if most is not None:
+        fit, select = (thinned(half, most) for half in (task.splits.fit, task.splits.select))
+        task = replace(task, splits=replace(task.splits, fit=fit, select=select))
     layout = lay_out(task)
     spans = [span for span in layout.spans if not span.strides]
     found, streams = _measured(task, layout, spans, "survey")

@@ -1,6 +1,7 @@
 """Similarity: how alike the layers of a model are, by the metrics that compare whole batches.
 
-Features of a layer are the value at its cut, averaged over the positions of a sample that are no
+Of every two layers of a stream also how little its rows move from one to the other. For all else,
+features of a layer are the value at its cut, averaged over the positions of a sample that are no
 padding, so that memory does not grow with length. They are kept for a bounded number of samples.
 """
 
@@ -20,6 +21,7 @@ from ..calibration.metrics.cka import LEAST_UNBIASED, MeanCKA
 from ..calibration.metrics.modularity import NEIGHBOURS, modularity_curve
 from ..calibration.metrics.msrs import msrs
 from ..calibration.metrics.sliced_wasserstein import max_sliced_wasserstein
+from ..calibration.pairwise import Pairwise
 from ..calibration.runtime import Runner
 from ..calibration.spread import Processes
 from ..ir.blocks import Anatomy
@@ -60,12 +62,17 @@ class Similarity:
     """The layers of one stream, a layer being what a cut holds.
 
     `cka` (layers, layers) is unbiased; `msrs` counts similar pairs, `msrs_per_pair` is their share;
-    `modularity` (layers,) is None where no classes are known.
+    `modularity` (layers,) is None where no classes are known. `block_redundancy` and `cosine`
+    (layers, layers) are of rows, None between layers of unlike shape, and None altogether where
+    only statistics were read. `cuts` are the places of the layers in the chain.
     """
 
     stream: str
     samples: int
+    cuts: tuple[int, ...]
     cka: tuple[tuple[float, ...], ...]
+    block_redundancy: tuple[tuple[float | None, ...], ...] | None
+    cosine: tuple[tuple[float | None, ...], ...] | None
     msrs: float
     msrs_per_pair: float
     modularity: tuple[float, ...] | None
@@ -195,6 +202,12 @@ class Layers:
             name: [np.zeros((0, layout.observed[name][0][self._axes[name]]), np.float32)]
             for name in cuts
         }
+        self._pairs = {
+            stream.chain.source: Pairwise(
+                {cut.first: self._axes[cut.first] for cut in stream.chain.cuts if cut.first in cuts}
+            )
+            for stream in layout.anatomies
+        }
         self._outputs: list[Floats] = []
         self._samples: list[Samples] = []
         self.taps = (*cuts, *self._sides)
@@ -215,6 +228,8 @@ class Layers:
         for name, parts in self._features.items():
             require_finite(values[name], name)
             parts.append(pooled_mean(values[name], self._axes[name], mask))
+        for pairs in self._pairs.values():
+            pairs.add(values, mask)
         for name, sides in self._sides.items():
             value, axis = values[name], self._axes[name]
             require_finite(value, name)
@@ -233,7 +248,7 @@ class Layers:
 
     def streams(self) -> tuple[StreamLayers, ...]:
         """The streams with their layers; none where no unbiased CKA can be had of the samples."""
-        return streams_of(self._layout, self._rectifiers, self.features())
+        return streams_of(self._layout, self._rectifiers, self.features(), self._pairs)
 
     @property
     def _seen(self) -> Samples:
@@ -253,9 +268,15 @@ class Layers:
 
 
 def streams_of(
-    layout: Layout, rectifiers: Rectifiers, features: Features
+    layout: Layout,
+    rectifiers: Rectifiers,
+    features: Features,
+    pairs: Mapping[str, Pairwise] | None = None,
 ) -> tuple[StreamLayers, ...]:
-    """The streams with their layers; none where no unbiased CKA can be had of the samples."""
+    """The streams with their layers; none where no unbiased CKA can be had of the samples.
+
+    `pairs` tell of every two layers of a stream, where these were seen.
+    """
     if len(features) < LEAST_UNBIASED:
         return ()
     found = []
@@ -265,7 +286,8 @@ def streams_of(
             for at in range(len(stream.units))
         ]
         if sum(cut.first in features.layers for cut in stream.chain.cuts) > 1:
-            found.append(StreamLayers(stream, features, sides))
+            seen = None if pairs is None else pairs[stream.chain.source]
+            found.append(StreamLayers(stream, features, sides, seen))
     return tuple(found)
 
 
@@ -277,9 +299,10 @@ class StreamLayers:
         stream: Anatomy,
         features: Features,
         sides: Sequence[Sequence[SideCounts]],
+        pairs: Pairwise | None,
     ) -> None:
         self.stream, self._communities, self._sides = stream, features.communities, sides
-        classes, layers = features.classes, features.layers
+        self._pairs, classes, layers = pairs, features.classes, features.layers
         known = [at for at, cut in enumerate(stream.chain.cuts) if cut.first in layers]
         self._places = {cut: at for at, cut in enumerate(known)}
         self._layers = [layers[stream.chain.cuts[cut].first] for cut in known]
@@ -318,7 +341,10 @@ class StreamLayers:
         return Similarity(
             self.stream.chain.source,
             self._count,
+            tuple(self._places),
             tuple(tuple(map(float, row)) for row in self._cka),
+            None if self._pairs is None else _known(self._pairs.block_redundancy),
+            None if self._pairs is None else _known(self._pairs.cosine),
             float(msrs(self._cka)),
             float(msrs(self._cka, per_pair=True)),
             None if self._curve is None else tuple(map(float, self._curve)),
@@ -337,6 +363,13 @@ def similarity(task: Task, layout: Layout) -> tuple[Similarity, ...]:
     with task.stage("similarity of layers", len(samples)) as advance:
         layers.run(samples, advance)
     return tuple(stream.summary() for stream in layers.streams())
+
+
+def _known(matrix: NDArray[np.floating]) -> tuple[tuple[float | None, ...], ...]:
+    """Rows of numbers, None for NaN."""
+    return tuple(
+        tuple(None if np.isnan(value) else float(value) for value in row) for row in matrix
+    )
 
 
 def _batches(count: int, size: int, least: int) -> Sequence[tuple[int, int]]:

@@ -44,6 +44,18 @@ def silent(_name: str, _total: int) -> AbstractContextManager[Advance]:
     return nullcontext(lambda _steps: None)
 
 
+def smooth(metric: str) -> str:
+    """The metric that tells small damages by another apart on few samples."""
+    return "kl" if metric in ("accuracy", "agreement") else metric
+
+
+def thinned(samples: Samples, most: int) -> Samples:
+    """At most so many of the samples, evenly spread."""
+    if len(samples) <= most:
+        return samples
+    return samples[np.linspace(0, len(samples) - 1, most).round().astype(np.int64)]
+
+
 @dataclass(frozen=True, eq=False)
 class Task:
     """What is to be optimized or judged, and on what.
@@ -83,7 +95,7 @@ class Task:
     @property
     def smooth(self) -> str:
         """The metric that tells small damages apart on few samples."""
-        return "kl" if self.metric in ("accuracy", "agreement") else self.metric
+        return smooth(self.metric)
 
     def labels(self, samples: Samples) -> NDArray[np.generic] | None:
         return None if self.data.labels is None else self.data.labels[samples]

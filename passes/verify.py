@@ -167,6 +167,21 @@ def samples_needed(task: Task, promise: float) -> int:
     return smallest_n(promise, LEVEL, paired=task.metric == "accuracy")
 
 
+UNITS = {
+    "accuracy": "points",
+    "agreement": "points",
+    "cosine": "1 - cosine",
+    "nmse": "share of variance",
+    "kl": "nats",
+    "perplexity": "relative rise",
+}
+"""What a drop is counted in; of a metric of the user's own, in what that gives."""
+
+
+def unit(metric: str) -> str:
+    return UNITS.get(metric, metric)
+
+
 def shown(metric: str, drop: float) -> str:
     """A drop as people write it: points for shares of samples, else the number itself."""
     return f"{100 * drop:.2f} points" if metric in ("accuracy", "agreement") else f"{drop:.4g}"

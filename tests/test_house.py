@@ -19,7 +19,10 @@ FLOORS = ("ir", "calibration", "passes", "tools")
 """From the ground up. The root, `__init__` and `__main__`, is on top."""
 
 LONGEST_LINES, LONGEST_TEST_LINES = 400, 800
-HEAVY = ("torch", "onnxruntime", "onnx", "onnx_graphsurgeon", "click", "rich", "scipy", "pydantic")
+HEAVY = (
+    *("torch", "onnxruntime", "onnx", "onnx_graphsurgeon", "scipy", "pydantic"),
+    *("click", "rich", "plotly", "jinja2"),
+)
 JOBS = ("apply", "bench", "inspect", "optimize", "rank", "survey", "verify")
 
 Module = tuple[str, ...]

@@ -18,6 +18,7 @@ from ..passes.layout import anatomies, offered
 from ..passes.methods import METHODS, Method
 from ..passes.optimize import (
     Freeze,
+    Rejected,
     freeze_in_memory,
     require_enough_samples,
     why_not_kept,
@@ -43,8 +44,10 @@ from .opening import (
 from .results import (
     Applied,
     Inspection,
+    NotKept,
     Result,
     refuse_to_overwrite,
+    report_path,
     to_be_written,
     write_plan,
 )
@@ -53,6 +56,9 @@ from .surveying import inspected
 if TYPE_CHECKING:
     from .modules import Replayed
     from .opening import Model, Module, OnnxLike
+
+SURVEYED = 256
+"""Samples of the fit and of the select split that the layers are looked at on, for a report."""
 
 
 def optimize(
@@ -69,6 +75,7 @@ def optimize(
     rank_by: Metric | None = None,
     drop_cache: bool = False,
     freeze: Freeze = freeze_in_memory,
+    survey: bool = True,
     example_inputs: object = None,
     dynamic_shapes: Any = None,
     **settings: Any,
@@ -86,9 +93,10 @@ def optimize(
     rank_by: a metric of redundancy that shortlists spans instead of the damage foretold of them.
     drop_cache: let the caches of an ONNX decoder (keys and values of earlier tokens) go with the
     blocks that keep them; the result then lacks these inputs and outputs.
+    survey: whether the layers are looked at on a few samples, for the report.
     settings: the fields of Settings.
 
-    Raises NotMet, BadInput or Unsupported; see the errors.
+    Raises NotKept (a NotMet that can write a report), BadInput or Unsupported; see the errors.
     """
     loaded = find_module(model)
     if loaded is not None:
@@ -113,6 +121,7 @@ def optimize(
             method=method,
             rank_by=rank_by,
             freeze=freeze,
+            survey=survey,
             **settings,
         )
         return modules.finish(found, decided, settings_of(settings).runtime())
@@ -129,44 +138,66 @@ def optimize(
     with opened_task(read_model(model), data, options, drop_cache=drop_cache) as task:
         profile = profile_of(task, options)
         known = None if costs is None else costs_of(Path(costs))
-        optimized = run_optimize(
-            task,
-            budget,
-            profile,
-            costs=known,
-            method=method,
-            rank_by=rank_by,
-            freeze=freeze,
-            switches=switches,
-        )
-        before, after = (
-            Facts.of(weighed, task.runtime, profile) for weighed in (task.model, optimized.model)
-        )
-        return Result(optimized, before, after)
+        before = Facts.of(task.model, task.runtime, profile)
+        try:
+            optimized = run_optimize(
+                task,
+                budget,
+                profile,
+                costs=known,
+                method=method,
+                rank_by=rank_by,
+                freeze=freeze,
+                switches=switches,
+            )
+        except Rejected as rejected:
+            seen = score(task, most=SURVEYED) if survey else None
+            raise NotKept(str(rejected), rejected.attempt, before, seen) from rejected
+        after = Facts.of(optimized.model, task.runtime, profile)
+        return Result(optimized, before, after, score(task, most=SURVEYED) if survey else None)
 
 
 def optimize_to(
-    path: str | os.PathLike[str], model: Model, data: object = None, **options: Any
+    path: str | os.PathLike[str],
+    model: Model,
+    data: object = None,
+    *,
+    report: bool = True,
+    command: str | None = None,
+    **options: Any,
 ) -> tuple[Result, tuple[Path, ...]]:
     """As `optimize`, into files: the very file that is renamed into place is the one certified.
 
-    A module becomes an ONNX file, or where the path ends in .pt2 an ExportedProgram.
+    A module becomes an ONNX file, or where the path ends in .pt2 an ExportedProgram. The report
+    beside it is written, too, where nothing else is; `command` is what it says to run again.
     """
     target = Path(path)
     parent = model if find_module(model) else read_model(model)
     refuse_to_overwrite(target, model, data)
-    if target.suffix == ".pt2":
-        if isinstance(parent, OnnxModel):
-            raise BadInput(f"{target}: only a torch module can be written so; name it OUT.onnx")
+    is_program = target.suffix == ".pt2"
+    if is_program and isinstance(parent, OnnxModel):
+        raise BadInput(f"{target}: only a torch module can be written so; name it OUT.onnx")
+    beside = report_path(target)
+    try:
         with staged(target) as folder:
-            result = optimize(parent, data, **options)
-            return result, result.fill(folder, target)
-    with staged(target) as folder:
-        result = optimize(
-            parent, data, freeze=lambda made: _freeze(made, folder / target.name), **options
-        )
-        write_plan(result.plan, result.optimized.tensors, folder / target.name)
-        return result, to_be_written(folder, target)
+            if not is_program:
+                options["freeze"] = lambda made: _freeze(made, folder / target.name)
+            result = optimize(parent, data, survey=report, **options)
+            if is_program:
+                result.fill(folder, target)
+            else:
+                write_plan(result.plan, result.optimized.tensors, folder / target.name)
+            if report:
+                result.report(folder / beside.name, command)
+            return result, to_be_written(folder, target)
+    except NotKept as error:
+        if not report:
+            raise
+        try:
+            error.report(beside, command)
+        except BadInput as unwritten:
+            raise NotMet(f"{error}; no report: {unwritten}") from error
+        raise NotMet(f"{error}; what was tried is in {beside}") from error
 
 
 def inspect(

@@ -6,6 +6,7 @@ model; 4 a bug of ours; 130 interrupted.
 
 from __future__ import annotations
 
+import shlex
 import sys
 import traceback
 import warnings
@@ -50,13 +51,17 @@ def cli() -> None:
 
 
 @cli.command()
-@click.argument("model")
+@click.argument("model", type=options.FILE)
 @options.statistics
 @options.drop_cache
 @options.data
+@click.option(
+    "--report", type=options.FILE, metavar="FILE.html", help="Write it as a page with plots, too."
+)
 @options.running
+@options.verbose
 @options.json_option
-def inspect(model: str, as_json: bool, **given: Any) -> None:
+def inspect(model: str, report: str | None, verbose: bool, as_json: bool, **given: Any) -> None:
     """Show blocks and spans of MODEL, and with data how redundant they are.
 
     Statistics that `survey` gathered stand for the data.
@@ -66,14 +71,16 @@ def inspect(model: str, as_json: bool, **given: Any) -> None:
     blockfold inspect model.onnx part*.safetensors
     """
     found = api.inspect(model, given.pop("data"), stage=bars, **given)
+    if report is not None:
+        found.report(report, _command())
     if as_json:
         print_json(inspection_document(found))
     else:
-        show_inspection(Console(), found)
+        show_inspection(Console(), found, verbose)
 
 
 @cli.command()
-@click.argument("model")
+@click.argument("model", type=options.FILE)
 @options.statistics
 @click.option(
     "-o", "--out", "target", required=True, metavar="OUT.safetensors", help="File to write."
@@ -119,8 +126,8 @@ def survey(model: str, target: str, as_json: bool, **given: Any) -> None:
 
 
 @cli.command()
-@click.argument("model")
-@click.option("-o", "--out", "target", required=True, metavar="OUT.onnx", help="File to write.")
+@click.argument("model", type=options.FILE)
+@options.target
 @click.option(
     "--max-drop",
     metavar="SHARE",
@@ -136,7 +143,12 @@ def survey(model: str, target: str, as_json: bool, **given: Any) -> None:
     callback=options.size,
     help="Size to get below, as 1.5MB.",
 )
-@click.option("--costs", metavar="PLAN.json", help="Reuse the latencies measured for this plan.")
+@click.option(
+    "--costs",
+    type=options.FILE,
+    metavar="PLAN.json",
+    help="Reuse the latencies measured for this plan.",
+)
 @click.option(
     "--method",
     type=click.Choice(METHODS),
@@ -151,25 +163,32 @@ def survey(model: str, target: str, as_json: bool, **given: Any) -> None:
 )
 @click.option("--skip", multiple=True, metavar="PASS", help="Leave out a pass: cleanup.")
 @options.drop_cache
+@options.report
 @options.judging
 @options.data
 @options.profile_option
 @options.running
+@options.verbose
 @options.json_option
-def optimize(model: str, target: str, as_json: bool, **given: Any) -> None:
+def optimize(model: str, target: str, verbose: bool, as_json: bool, **given: Any) -> None:
     """Replace blocks of MODEL within a budget, certify the result and write it.
 
     \b
     blockfold optimize model.onnx --data samples.npz --max-drop 1% -o small.onnx
+
+    Beside OUT.onnx stand OUT.plan.json and OUT.plan.safetensors, from which `apply` makes the same
+    file again, and OUT.report.html, a page to look at. Where the promise cannot be kept only the
+    report is written, and the exit code is 1.
     """
-    result, written = api.optimize_to(target, model, given.pop("data"), stage=bars, **given)
-    _show_optimized(result, written, as_json)
+    given |= {"stage": bars, "command": _command()}
+    result, written = api.optimize_to(target, model, given.pop("data"), **given)
+    _show_optimized(result, written, verbose, as_json)
 
 
 @cli.command()
-@click.argument("model")
-@click.argument("plan", metavar="PLAN.json")
-@click.option("-o", "--out", "target", required=True, metavar="OUT.onnx", help="File to write.")
+@click.argument("model", type=options.FILE)
+@click.argument("plan", type=options.FILE, metavar="PLAN.json")
+@options.target
 @click.option(
     "--max-drop", metavar="SHARE", callback=options.share, help="Certify the result for this drop."
 )
@@ -201,16 +220,26 @@ def apply(model: str, plan: str, target: str, as_json: bool, **given: Any) -> No
 
 
 @cli.command()
-@click.argument("model")
-@click.argument("new", metavar="OUT.onnx")
+@click.argument("model", type=options.FILE)
+@click.argument("new", type=options.FILE, metavar="OUT.onnx")
 @click.option(
     "--max-drop",
     metavar="SHARE",
     callback=options.share,
     help="Exit 1 unless at most this is lost.",
 )
-@click.option("--plan", metavar="PLAN.json", help="Plan of OUT.onnx.  [default: the one beside it]")
-@click.option("--junit", metavar="FILE.xml", help="Also write what held as a JUnit file, for CI.")
+@click.option(
+    "--plan",
+    type=options.FILE,
+    metavar="PLAN.json",
+    help="Plan of OUT.onnx.  [default: the one beside it]",
+)
+@click.option(
+    "--junit",
+    type=options.FILE,
+    metavar="FILE.xml",
+    help="Also write what held as a JUnit file, for CI.",
+)
 @options.judging
 @options.data
 @options.running
@@ -239,8 +268,8 @@ def verify(model: str, new: str, as_json: bool, junit: str | None, **given: Any)
 
 
 @cli.command()
-@click.argument("model")
-@click.argument("new", metavar="OUT.onnx")
+@click.argument("model", type=options.FILE)
+@click.argument("new", type=options.FILE, metavar="OUT.onnx")
 @options.data
 @options.profile_option
 @options.running
@@ -259,7 +288,7 @@ def bench(model: str, new: str, as_json: bool, **given: Any) -> None:
 
 
 @cli.command()
-@click.argument("models", nargs=-1, required=True, metavar="MODEL...")
+@click.argument("models", type=options.FILE, nargs=-1, required=True, metavar="MODEL...")
 @options.judging
 @options.data
 @options.profile_option
@@ -283,6 +312,7 @@ def rank(models: tuple[str, ...], as_json: bool, **given: Any) -> None:
     "-o",
     "--out",
     "target",
+    type=options.FILE,
     default="blockfold-demo.onnx",
     show_default=True,
     metavar="OUT.onnx",
@@ -296,22 +326,35 @@ def rank(models: tuple[str, ...], as_json: bool, **given: Any) -> None:
     show_default=True,
     help="Quality that may be lost.",
 )
+@options.report
 @options.running
+@options.verbose
 @options.json_option
-def demo(target: str, as_json: bool, **given: Any) -> None:
-    """Run the main job on a bundled vision transformer and handwritten digits it never saw."""
-    given |= {"metric": "accuracy", "stage": bars}
+def demo(target: str, verbose: bool, as_json: bool, **given: Any) -> None:
+    """Run the main job on a bundled vision transformer and handwritten digits it never saw.
+
+    \b
+    blockfold demo -o blockfold-demo.onnx
+    """
+    given |= {"metric": "accuracy", "stage": bars, "command": _command()}
     result, written = api.optimize_to(target, bundle.MODEL, bundle.DATA, **given)
     if not as_json:
         Console().print(bundle.STORY, markup=False)
-    _show_optimized(result, written, as_json)
+    _show_optimized(result, written, verbose, as_json)
     if not as_json:
         Console().print(
             bundle.NEXT.format(model=bundle.MODEL, out=target), markup=False, soft_wrap=True
         )
 
 
-def _show_optimized(result: Result, written: tuple[Path, ...], as_json: bool) -> None:
+def _command() -> str:
+    """This command as a shell would take it."""
+    return shlex.join(["blockfold", *sys.argv[1:]])
+
+
+def _show_optimized(
+    result: Result, written: tuple[Path, ...], verbose: bool, as_json: bool
+) -> None:
     if as_json:
         print_json(
             {
@@ -324,7 +367,7 @@ def _show_optimized(result: Result, written: tuple[Path, ...], as_json: bool) ->
         )
         return
     console = Console()
-    show_result(console, result)
+    show_result(console, result, verbose)
     _show_written(console, written)
 
 

@@ -141,6 +141,7 @@ def finish(found: Captured, result: Result, runtime: Runtime) -> ModuleResult:
         result.optimized,
         result.before,
         result.after,
+        result.survey,
         module,
         found.inputs,
         found.dynamic_shapes,

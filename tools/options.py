@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
 import click
 
 from ..calibration.quality import METRICS
+from ..calibration.runtime import PROVIDERS
 from ..calibration.splits import Fractions, parse_fractions
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -89,14 +90,41 @@ def _stack(*options: Callable[[Command], Command]) -> Callable[[Command], Comman
     return decorate
 
 
-statistics = click.argument("statistics", nargs=-1, metavar="[STATISTICS]...")
+FILE = click.Path()
+"""Completes names of files; whether they are there, the jobs say better."""
+
+
+def _starting(words: Iterable[str]) -> Callable[[Context, Parameter, str], list[str]]:
+    """Completes one of the words; others may be given all the same."""
+    known = tuple(words)
+    return lambda _ctx, _param, begun: [word for word in known if word.startswith(begun)]
+
+
+statistics = click.argument("statistics", nargs=-1, type=FILE, metavar="[STATISTICS]...")
 """Files that `survey` wrote."""
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 
+verbose = click.option(
+    "-v", "--verbose", is_flag=True, help="Tell of every block that cannot be replaced, and why."
+)
+
+target = click.option(
+    "-o", "--out", "target", type=FILE, required=True, metavar="OUT.onnx", help="File to write."
+)
+
+report = click.option(
+    "--report/--no-report",
+    default=True,
+    show_default=True,
+    help="Write OUT.report.html, a page to look at, too.",
+)
+
 running = _stack(
     click.option(
         "--provider",
+        metavar="NAME",
+        shell_complete=_starting((*PROVIDERS, *PROVIDERS.values())),
         help="cpu, cuda or any onnxruntime provider.  [default: cuda if it works, else cpu]",
     ),
     click.option(
@@ -110,13 +138,16 @@ running = _stack(
         multiple=True,
         help="Option of the provider.",
     ),
-    click.option("--custom-ops", multiple=True, metavar="LIB", help="Library of custom operators."),
+    click.option(
+        "--custom-ops", type=FILE, multiple=True, metavar="LIB", help="Library of custom operators."
+    ),
 )
 """How models are run."""
 
 data = _stack(
     click.option(
         "--data",
+        type=FILE,
         metavar="DATA",
         help="An .npz with arrays named after the inputs, a folder, or module:attribute.",
     ),
@@ -143,6 +174,7 @@ data = _stack(
     click.option(
         "--split",
         "fractions",
+        metavar="FIT/SELECT/CERTIFY",
         default="25/25/50",
         show_default=True,
         callback=_fractions,
@@ -155,6 +187,7 @@ judging = _stack(
     click.option(
         "--metric",
         metavar="METRIC",
+        shell_complete=_starting(METRICS),
         help=f"Quality: {', '.join(METRICS)}, or module:attribute, a function of (outputs, labels)."
         "  [default: accuracy with labels, else agreement or cosine]",
     ),

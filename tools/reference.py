@@ -23,7 +23,7 @@ from .api import inspect as inspect_job
 from .comparing import bench, rank, verify
 from .modules import ModuleResult, Replayed
 from .opening import Settings
-from .results import Applied, Inspection, Result, Verified
+from .results import Applied, Inspection, NotKept, Result, Verified
 from .surveying import Surveyed, survey
 
 INTRODUCTION = """\
@@ -53,7 +53,7 @@ CHAPTERS: dict[str, Sequence[Public]] = {
         Candidate,
     ),
     "Penalties while training": (LaCoOT, CKASR),
-    "Errors": (BlockfoldError, NotMet, BadInput, Unsupported),
+    "Errors": (BlockfoldError, NotMet, NotKept, BadInput, Unsupported),
 }
 
 

@@ -9,13 +9,13 @@ from pathlib import Path
 import onnx
 
 from ..ir.blocks import Anatomy
-from ..ir.errors import BadInput
+from ..ir.errors import BadInput, NotMet
 from ..ir.graph import Graph
 from ..ir.onnx_file import OnnxModel, write
 from ..ir.spans import Refusal, Span
 from ..ir.staging import staged, write_bytes
 from ..passes.facts import Facts
-from ..passes.optimize import Optimized
+from ..passes.optimize import Attempt, Optimized
 from ..passes.plan import Plan, tensors_path
 from ..passes.score import Survey
 from ..passes.verify import Verdict
@@ -23,11 +23,15 @@ from ..passes.verify import Verdict
 
 @dataclass(frozen=True, eq=False)
 class Result:
-    """An optimized model: `model` (onnx.ModelProto), `plan`, `verdict`, and facts of both."""
+    """An optimized model: `model` (onnx.ModelProto), `plan`, `verdict`, and facts of both.
+
+    `survey` tells a report of the original's layers.
+    """
 
     optimized: Optimized
     before: Facts
     after: Facts
+    survey: Survey | None
 
     @property
     def model(self) -> onnx.ModelProto:
@@ -51,6 +55,26 @@ class Result:
         model, tensors = self.optimized.model, self.optimized.tensors
         return fill(folder, target, model, self.plan, tensors)
 
+    def report(self, path: str | os.PathLike[str], command: str | None = None) -> Path:
+        """Write the report, one HTML file; `command` is what it says to run again."""
+        from .report import document, page
+
+        return page.write_page(document.of_result(self, titled(path), command), Path(path))
+
+
+class NotKept(NotMet):
+    """NotMet, with what was tried and a report of it."""
+
+    def __init__(self, why: str, attempt: Attempt, before: Facts, survey: Survey | None) -> None:
+        super().__init__(why)
+        self.attempt, self.before, self.survey = attempt, before, survey
+
+    def report(self, path: str | os.PathLike[str], command: str | None = None) -> Path:
+        """Write the report, one HTML file; `command` is what it says to run again."""
+        from .report import document, page
+
+        return page.write_page(document.of_rejection(self, titled(path), command), Path(path))
+
 
 @dataclass(frozen=True, eq=False)
 class Inspection:
@@ -70,6 +94,12 @@ class Inspection:
     random: bool = False
     held: object = None
     samples: tuple[int, int] | None = None
+
+    def report(self, path: str | os.PathLike[str], command: str | None = None) -> Path:
+        """Write the report, one HTML file; `command` is what it says to run again."""
+        from .report import document, page
+
+        return page.write_page(document.of_inspection(self, titled(path), command), Path(path))
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,6 +140,16 @@ def plan_path(model: Path) -> Path:
     return model.with_suffix(".plan.json")
 
 
+def report_path(model: Path) -> Path:
+    """Where the report on a model lies: OUT.onnx -> OUT.report.html."""
+    return model.with_suffix(".report.html")
+
+
+def titled(path: str | os.PathLike[str]) -> str:
+    """What a report in that file is about: small.report.html -> small."""
+    return Path(path).name.removesuffix(".html").removesuffix(".report")
+
+
 def write_plan(plan: Plan, tensors: bytes, model: Path) -> None:
     path = plan_path(model)
     write_bytes(path, plan.model_dump_json(indent=2).encode() + b"\n")
@@ -135,6 +175,6 @@ def refuse_to_overwrite(target: Path, *inputs: object) -> None:
     plan = plan_path(target)
     for source in inputs:
         if isinstance(source, str | os.PathLike) and Path(source).exists():
-            for output in (target, plan, tensors_path(plan)):
+            for output in (target, plan, tensors_path(plan), report_path(target)):
                 if output.exists() and output.samefile(source):
                     raise BadInput(f"{output}: is an input of this run; choose another -o")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Collection, Sequence
 
 from rich.console import Console
@@ -10,17 +12,17 @@ from rich.text import Text
 
 from ..ir.blocks import Anatomy
 from ..ir.spans import Refusal, Span
-from ..passes.facts import Facts
 from ..passes.layout import CACHES_MAY_GO
 from ..passes.plan import CacheRecord, LatencyRecord
 from ..passes.ranking import Candidate
 from ..passes.score import Redundancy
-from ..passes.verify import Verdict, shown
+from ..passes.verify import Verdict
 from .likeness_tables import show_similarity
 from .results import Inspection, Result
+from .wording import bounded, chance, changes_of, counted, judged, speed
 
 
-def show_inspection(console: Console, found: Inspection) -> None:
+def show_inspection(console: Console, found: Inspection, verbose: bool = False) -> None:
     """Streams, their blocks, and how redundant each unit and block is."""
     for stream in found.anatomies:
         console.print(
@@ -56,7 +58,7 @@ def show_inspection(console: Console, found: Inspection) -> None:
             style="dim" if held == due else "bold",
         )
     show_random(console, found.random)
-    show_refusals(console, found.refusals, _block_names(found.anatomies))
+    show_refusals(console, found.refusals, _block_names(found.anatomies), verbose)
 
 
 def _block_names(streams: Sequence[Anatomy]) -> set[str]:
@@ -65,7 +67,7 @@ def _block_names(streams: Sequence[Anatomy]) -> set[str]:
 
 def _name_cells(found: Inspection, span: Span) -> tuple[Text, str, str]:
     parameters = found.graph.parameters(span.removed)
-    return Text(span.name), f"{span.blocks:.2f}", _count(parameters)
+    return Text(span.name), f"{span.blocks:.2f}", counted(parameters)
 
 
 def _span_cells(found: Inspection, redundancy: Redundancy) -> Sequence[str | Text]:
@@ -77,7 +79,7 @@ def _span_cells(found: Inspection, redundancy: Redundancy) -> Sequence[str | Tex
     )
 
 
-def show_result(console: Console, result: Result) -> None:
+def show_result(console: Console, result: Result, verbose: bool = False) -> None:
     """The face of `optimize`: what was replaced, before and after, and the verdict."""
     plan = result.plan
     table = _table("replaced", "by", "blocks", "predicted error")
@@ -92,51 +94,18 @@ def show_result(console: Console, result: Result) -> None:
     for decision in plan.decisions:
         if decision.warning:
             console.print(f"warning: {decision.name}: {decision.warning}", markup=False)
-    console.print(_before_after(result))
+    changes = _table("", "before", "after", "change")
+    for change in changes_of(result.optimized, result.before, result.after):
+        changes.add_row(*change)
+    console.print(changes)
     if plan.latency is not None:
         show_latency(console, plan.latency)
     if plan.verdict is not None:
         show_verdict(console, plan.verdict)
     show_random(console, plan.data.random)
     show_cache(console, plan.cache)
-    show_refusals(console, plan.refusals, _block_names(result.optimized.layout.anatomies))
-
-
-def _before_after(result: Result) -> Table:
-    plan, before, after = result.plan, result.before, result.after
-    table = _table("", "before", "after", "change")
-    blocks = sum(len(stream.blocks) for stream in result.optimized.layout.anatomies)
-    left = blocks - sum(decision.blocks for decision in plan.decisions)
-    table.add_row("blocks", str(blocks), f"{left:.4g}", _change(blocks, left))
-    for name, old, new in _weights(before, after):
-        table.add_row(name, _count(old), _count(new), _change(old, new))
-    if plan.verdict is not None:
-        verdict = plan.verdict
-        change = shown(verdict.metric, verdict.after - verdict.before)
-        table.add_row(
-            verdict.metric,
-            _score(verdict.metric, verdict.before),
-            _score(verdict.metric, verdict.after),
-            change,
-        )
-    if plan.latency is not None:
-        speed = plan.latency
-        table.add_row(
-            "latency",
-            f"{speed.original_ms:.3g} ms",
-            f"{speed.new_ms:.3g} ms",
-            f"{speed.ratio:.2f}x",
-        )
-    return table
-
-
-def _weights(before: Facts, after: Facts) -> list[tuple[str, int | None, int | None]]:
-    return [
-        ("nodes", before.nodes, after.nodes),
-        ("parameters", before.parameters, after.parameters),
-        ("bytes", before.size_bytes, after.size_bytes),
-        ("FLOPs", before.flops, after.flops),
-    ]
+    names = _block_names(result.optimized.layout.anatomies)
+    show_refusals(console, plan.refusals, names, verbose)
 
 
 def show_ranking(console: Console, candidates: Sequence[Candidate]) -> None:
@@ -150,7 +119,7 @@ def show_ranking(console: Console, candidates: Sequence[Candidate]) -> None:
             f"{c.msrs_per_pair:.3f}",
             f"{c.msrs:.1f}",
             str(c.blocks),
-            _count(c.parameters),
+            counted(c.parameters),
             f"{c.latency_ms:.3g}",
         )
     console.print(table)
@@ -162,38 +131,18 @@ def show_ranking(console: Console, candidates: Sequence[Candidate]) -> None:
 
 
 def show_latency(console: Console, latency: LatencyRecord) -> None:
-    console.print(
-        f"latency: {latency.ratio:.3f}x as fast ({latency.low:.3f} to {latency.high:.3f}, 10th to "
-        f"90th percentile), {latency.profile}",
-        markup=False,
-    )
+    console.print(speed(latency), markup=False)
 
 
 def show_verdict(console: Console, verdict: Verdict) -> None:
     """What was measured, the bound, and whether a promise was kept."""
-    bound, metric = verdict.bound, verdict.metric
-    word = "certified" if bound.certified else "estimated"
-    console.print(
-        f"{metric} on {verdict.samples} samples: {_score(metric, verdict.before)} -> "
-        f"{_score(metric, verdict.after)}, drop {shown(metric, verdict.drop)} "
-        f"({verdict.worse} worse, {verdict.better} better)",
-        markup=False,
-    )
-    text = f"{word}: drop at most {shown(metric, bound.upper)} (95 %, {bound.method})"
-    if verdict.promise is None:
-        console.print(f"{text}; nothing was promised", markup=False)
-        return
-    kept = bound.upper <= verdict.promise
-    console.print(
-        f"{text}; promised {shown(metric, verdict.promise)}: {'kept' if kept else 'BROKEN'}",
-        style="bold green" if kept else "bold red",
-        markup=False,
-    )
-    if verdict.chance is not None:
-        console.print(
-            f"chance to certify, judged before on the other samples: {verdict.chance:.0%}",
-            markup=False,
-        )
+    console.print(judged(verdict), markup=False)
+    style = None
+    if verdict.promise is not None:
+        style = "bold green" if verdict.kept else "bold red"
+    console.print(bounded(verdict), style=style, markup=False)
+    if verdict.chance is not None and verdict.promise is not None:
+        console.print(chance(verdict.chance), markup=False)
 
 
 def show_random(console: Console, random: bool) -> None:
@@ -215,20 +164,31 @@ def show_cache(console: Console, cache: CacheRecord) -> None:
     )
 
 
-def show_refusals(console: Console, refusals: Sequence[Refusal], blocks: Collection[str]) -> None:
-    """Blocks that cannot be replaced, and why; stems, poolings and heads are only counted."""
-    lines = [f"not replaceable: {r.name}: {r.reason}" for r in refusals if r.name in blocks]
+def show_refusals(
+    console: Console, refusals: Sequence[Refusal], blocks: Collection[str], verbose: bool
+) -> None:
+    """Blocks that cannot be replaced, counted by reason; with `verbose` each, units too."""
+
+    def say(text: str) -> None:
+        console.print(text, style="dim", markup=False, highlight=False)
+
+    inside = [refusal for refusal in refusals if refusal.name in blocks]
+    outside = len(refusals) - len(inside)
+    if verbose:
+        for refusal in refusals:
+            say(f"not replaceable: {refusal.name}: {refusal.reason}; {refusal.node}")
+    else:
+        for kind, count in Counter(_kind(refusal.reason) for refusal in inside).most_common():
+            say(f"not replaceable: {count} blocks: {kind} (-v tells which)")
     if any(refusal.output for refusal in refusals):
-        lines.append(CACHES_MAY_GO)
-    others = sum(refusal.name not in blocks for refusal in refusals)
-    if others:
-        lines.append(f"{others} units outside the blocks (stem, pooling, head) stay as they are")
-    for line in lines:
-        console.print(line, style="dim", markup=False, highlight=False)
+        say(CACHES_MAY_GO)
+    if outside:
+        say(f"{outside} units outside the blocks (stem, pooling, head) stay as they are")
 
 
-def _score(metric: str, value: float) -> str:
-    return f"{100 * value:.2f} %" if metric in ("accuracy", "agreement") else f"{value:.4f}"
+def _kind(reason: str) -> str:
+    """A reason without what differs from place to place: names and shapes."""
+    return re.sub(r"'[^']*'", "...", reason).split(":")[0]
 
 
 def _table(*headers: str) -> Table:
@@ -236,11 +196,3 @@ def _table(*headers: str) -> Table:
     for at, header in enumerate(headers):
         table.add_column(header, justify="left" if at == 0 else "right", overflow="fold")
     return table
-
-
-def _count(value: int | None) -> str:
-    return "unknown" if value is None else f"{value:,}"
-
-
-def _change(old: float | None, new: float | None) -> str:
-    return "" if not old or new is None else f"{100 * (new / old - 1):+.1f} %"

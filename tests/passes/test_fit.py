@@ -139,6 +139,35 @@ def test_the_model_built_gives_what_the_walk_gave(name: str, form: Form) -> None
     compare({task.output: seen}, run(made, held), atol=1e-4, rtol=1e-3)
 
 
+@pytest.mark.parametrize(
+    ("name", "form"), [case for case in CASES if case[0] in ("encoder", "cnn")]
+)
+def test_every_new_node_has_a_name_of_its_own_and_says_why_it_is_there(
+    name: str, form: Form
+) -> None:
+    given, block, _ = BUILT[name]
+    model = onnx.ModelProto()
+    model.CopyFrom(given)
+    model.ir_version = 10  # the first whose nodes hold metadata
+    with walking(model, samples(model, 90)) as (task, walk, spans):
+        (fitted,) = walk([Recipe((Wish(spans[block], form),))])
+        made = rewrite(task.model, fitted.replacements, {}, ALL_PASSES).model.proto
+        fitted.close()
+    old = {node.name for node in model.graph.node}
+    names = [node.name for node in made.graph.node]
+    assert len(set(names)) == len(names)
+    told = set()
+    for node in (node for node in made.graph.node if node.name not in old):
+        assert node.name.startswith("blockfold/")
+        assert node.name.count("blockfold/") == 1
+        found = {entry.key: entry.value for entry in node.metadata_props}
+        assert found["namespace"] == f"blockfold/{found['blockfold.span']}"
+        assert float(found["blockfold.predicted_error"]) >= 0
+        told.add((found["blockfold.span"], found["blockfold.surrogate"]))
+    meant = {(r.span.name, r.surrogate) for r in fitted.replacements if r.surrogate != "identity"}
+    assert told == meant
+
+
 def test_a_refit_lowers_the_error_downstream() -> None:
     model = residual_mlp(4, seed=2)
     with walking(model, labelled(model, 400)) as (task, walk, spans):

@@ -160,7 +160,7 @@ def test_a_number_of_blocks_is_removed_with_the_least_damage() -> None:
 def test_a_target_out_of_reach_is_not_met() -> None:
     model = residual_mlp(2)
     data = labelled(model, 40)
-    for target in ({"remove": 9}, {"max_size_bytes": 100}, {"speedup": 90}):
+    for target in ({"remove": 9}, {"max_size_bytes": 100}, {"speedup": 1000}):
         with pytest.raises(NotMet, match="no plan that was tried reaches it"):
             optimize(model, data, **target)
 

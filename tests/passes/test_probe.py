@@ -17,8 +17,8 @@ from blockfold.passes import probe as probing
 from blockfold.passes.costs import CostModel, Costs
 from blockfold.passes.fit import Healing, Recipe
 from blockfold.passes.layout import lay_out
-from blockfold.passes.probe import Option, Probe, thinned
-from blockfold.passes.task import make_task
+from blockfold.passes.probe import Option, Probe
+from blockfold.passes.task import make_task, thinned
 from blockfold.passes.trial import Trials
 from blockfold.tests.networks import (
     Arrays,

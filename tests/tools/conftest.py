@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -52,3 +53,12 @@ def small(files: Files, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def place(tmp_path: Path, files: Files, small: Path) -> Place:
     return Place(tmp_path, files.model, files.data, small)
+
+
+@pytest.fixture
+def here(tmp_path: Path, files: Files, small: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current folder, holding model.onnx, samples.npz, and small.onnx with its plan."""
+    for path in (files.model, files.data, *small.parent.iterdir()):
+        shutil.copy(path, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path

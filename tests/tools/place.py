@@ -106,6 +106,8 @@ def assert_refused(
         assert ran.out == ""
         # and once more for a program
         ran = command(*arguments, "--json")
+        if code == NOT_MET:  # what was tried is told, and nothing else is there
+            place.target.with_suffix(".report.html").unlink(missing_ok=True)
     assert_one_line(ran, code, words)
     assert ran.document.keys() == {"error", "exit_code"}
     assert ran.document["exit_code"] == code

@@ -370,7 +370,7 @@ def test_a_full_disk_while_saving(
         result.save(target)
 
 
-@pytest.mark.parametrize("suffix", MADE)
+@pytest.mark.parametrize("suffix", [*MADE, "out.report.html"])
 def test_a_full_disk_while_optimizing(
     suffix: str, files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

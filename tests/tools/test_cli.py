@@ -23,7 +23,6 @@ from blockfold.tests.tools.harness import (
     PLANTED,
     SAMPLES,
     CommandLine,
-    Files,
     Ran,
     contents,
     judged,
@@ -38,16 +37,8 @@ FOUND = f"blocks.{PLANTED}"
 """The planted block by its name."""
 
 OPTIMIZE = ["optimize", "model.onnx", "--data", "samples.npz", "--max-drop", DROP]
-MADE = ["out.onnx", "out.plan.json", "out.plan.safetensors"]
-
-
-@pytest.fixture
-def here(tmp_path: Path, files: Files, small: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The current folder, holding model.onnx, samples.npz, and small.onnx with its plan."""
-    for path in (files.model, files.data, *small.parent.iterdir()):
-        shutil.copy(path, tmp_path)
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
+PLANNED = ["out.onnx", "out.plan.json", "out.plan.safetensors"]
+MADE = [*PLANNED, "out.report.html"]
 
 
 def plan_of(path: Path) -> dict[str, Any]:
@@ -123,7 +114,7 @@ def test_inspect_as_json(data: list[str], here: Path, command: CommandLine) -> N
 # --- optimize
 
 
-def test_optimize_writes_three_files_and_says_what_it_did(here: Path, command: CommandLine) -> None:
+def test_optimize_writes_its_files_and_says_what_it_did(here: Path, command: CommandLine) -> None:
     (here / "out.onnx").write_bytes(b"an older file")
     before = contents(here)
     ran = command(*OPTIMIZE, "-o", "out.onnx")
@@ -138,7 +129,7 @@ def test_optimize_writes_three_files_and_says_what_it_did(here: Path, command: C
         "certified: drop at most",
         "promised 5.00",
         ": kept",
-        "wrote out.onnx, out.plan.json, out.plan.safetensors",
+        "wrote out.onnx, out.plan.json, out.plan.safetensors, out.report.html",
     )
     after = contents(here)
     assert sorted(name for name in after if before.get(name) != after[name]) == MADE
@@ -250,7 +241,7 @@ def test_apply_makes_the_same_bytes(here: Path, command: CommandLine) -> None:
     ran = command("apply", "model.onnx", "small.plan.json", "-o", "out.onnx")
     assert_shown(ran, "wrote out.onnx", "exactly as planned")
     for made, known in zip(
-        MADE, ("small.onnx", "small.plan.json", "small.plan.safetensors"), strict=True
+        PLANNED, ("small.onnx", "small.plan.json", "small.plan.safetensors"), strict=True
     ):
         assert (here / made).read_bytes() == (here / known).read_bytes()
 
@@ -258,7 +249,7 @@ def test_apply_makes_the_same_bytes(here: Path, command: CommandLine) -> None:
 def test_apply_as_json(here: Path, command: CommandLine) -> None:
     ran = command("apply", "model.onnx", "small.plan.json", "-o", "out.onnx", "--json")
     found = assert_document(ran, "written", "plan_sha256", "verdict", "level_is_void")
-    assert [Path(name).name for name in found["written"]] == MADE
+    assert [Path(name).name for name in found["written"]] == PLANNED
     assert found["plan_sha256"] == plan_of(here / "small.plan.json")["sha256"]
     assert found["verdict"] is None
 
@@ -382,7 +373,8 @@ def test_demo(tmp_path: Path, command: CommandLine, monkeypatch: pytest.MonkeyPa
     assert f"blockfold bench  {bundle.MODEL} blockfold-demo.onnx" in ran.out
     assert_fits(ran.out.replace("wrote ", "wrote ./"))
     name = "blockfold-demo"
-    made = [f"{name}.onnx", f"{name}.plan.json", f"{name}.plan.safetensors"]
+    ends = ("onnx", "plan.json", "plan.safetensors", "report.html")
+    made = [f"{name}.{end}" for end in ends]
     assert sorted(contents(tmp_path)) == made
     found = command(
         "verify", bundle.MODEL, f"{name}.onnx", "--data", bundle.DATA, "--json"

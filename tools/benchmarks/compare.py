@@ -21,13 +21,11 @@ from typing import Any
 
 import click
 
-from ...calibration.features import as_rows
 from ...calibration.flops import flops
-from ...calibration.masks import row_weights
-from ...calibration.runtime import Runner
 from ...ir.onnx_file import OnnxModel
 from ...passes.budget import Budget
 from ...passes.costs import CostModel, count_costs
+from ...passes.exits import exit_errors
 from ...passes.fit import Healing, Recipe
 from ...passes.layout import lay_out
 from ...passes.methods import METHODS, PRESETS, Method, Published
@@ -42,7 +40,7 @@ from .ablation import ablations
 from .cases import Case, on_cases, write_json
 from .compare_tables import show
 from .findings import Ablation, Cell, Comparison, Prediction
-from .paired import Error, damage_by
+from .paired import damage_by
 
 BLOCKS = range(1, 6)
 ABLATED = (2, 4)
@@ -91,23 +89,11 @@ class Comparer:
         """The errors of a trial's surrogates, as foretold and as they are."""
         model = build(self.task.plain, trial.replacements)
         spans = [r for r in trial.replacements if r.form != "refit"]
-        taps = [r.span.exit for r in spans]
-        runners = [Runner(m, self.task.runtime, taps) for m in (self.task.plain, model)]
-        statistics = [(Error(), r) for r in spans]
-        size = runners[0].fixed_batch or self.task.batch
-        for batch in self.task.data.batches(self.task.splits.certify, size):
-            truth, made = (runner(batch.feeds) for runner in runners)
-            for moments, replacement in statistics:
-                exit_, axis = replacement.span.exit, replacement.span.channel_axis
-                mask = self.task.padding(batch)
-                weights = None if mask is None else row_weights(mask, truth[exit_].shape, axis)
-                moments.add(as_rows(truth[exit_], axis), as_rows(made[exit_], axis), weights)
-        for moments, replacement in statistics:
+        errors = exit_errors(self.task, model, spans, self.task.splits.certify)
+        for replacement, error in zip(spans, errors, strict=True):
             solution, span = replacement.solution, replacement.span
             ratio = solution.rows / len(solution.W) if solution is not None else math.inf
-            yield Prediction(
-                span.name, replacement.form, ratio, replacement.predicted_error, moments.error
-            )
+            yield Prediction(span.name, replacement.form, ratio, replacement.predicted_error, error)
 
     def _ablated(self, blocks: int, trial: Trial) -> Iterator[Ablation]:
         forms = self.trials.forms

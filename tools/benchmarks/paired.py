@@ -76,34 +76,6 @@ def damage_of(task: Task, reference: Reference, outputs: Sequence[NDArray[np.flo
     return Damage(value, draws, smooth, 1 - value, samples, "1 - correlation")
 
 
-class Error:
-    """Squared error of rows against a truth, as a share of the truth's variance."""
-
-    def __init__(self) -> None:
-        self._weight = self._squared = 0.0
-        self._sum: NDArray[np.float64] | float = 0.0
-        self._power = 0.0
-
-    def add(
-        self,
-        truth: NDArray[np.floating],
-        made: NDArray[np.floating],
-        weights: NDArray[np.float64] | None,
-    ) -> None:
-        """Take rows (n, d) of both, with weights (n,), 0 for padding."""
-        kept = np.ones(len(truth)) if weights is None else weights
-        rows = truth.astype(np.float64)
-        self._weight += float(kept.sum())
-        self._sum = self._sum + kept @ rows
-        self._power += float(kept @ np.square(rows).sum(1))
-        self._squared += float(kept @ np.square(rows - made).sum(1))
-
-    @property
-    def error(self) -> float:
-        mean = np.asarray(self._sum) / self._weight
-        return self._squared / (self._power - self._weight * float(mean @ mean))
-
-
 def similarities(vectors: NDArray[np.floating]) -> NDArray[np.float64]:
     """Cosines of all pairs of rows (n, d): (n, n)."""
     rows = vectors.astype(np.float64)
