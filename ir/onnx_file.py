@@ -21,6 +21,7 @@ from google.protobuf.message import DecodeError
 from .errors import BadInput, BlockfoldError
 from .graph import Graph, Value
 from .onnx_limits import require_finite_functions, require_whole
+from .onnx_order import in_order
 from .onnx_view import stored_bytes, tensor_bytes, view
 from .staging import DATA_SUFFIX, unwritable, write_bytes
 from .stamp import Stamp, require_unchanged
@@ -39,8 +40,9 @@ ALIGNMENT_BYTES = 4096
 class OnnxModel:
     """A model as it was read: `proto` is never changed, edits make a new OnnxModel.
 
-    `content` is the file's own bytes where the model is unchanged since it was read; `folder` is
-    where its external data lies. `stamps` are of all files that it was read from, or is still.
+    `content` is the file's own bytes where the model is unchanged since it was read (but for the
+    order of nodes, where the file's is none); `folder` is where its external data lies. `stamps`
+    are of all files that it was read from, or is still.
     """
 
     proto: onnx.ModelProto
@@ -122,9 +124,9 @@ def read(source: str | os.PathLike[str] | onnx.ModelProto) -> OnnxModel:
     try:
         located = (_locate(model.folder, tensor, name) for tensor in model.external())
         stamps += map(Stamp.of, dict.fromkeys(path for path, _ in located))
-        model = replace(model, stamps=tuple(stamps))
         require_whole(model.proto, name)
         require_finite_functions(model.proto, name)
+        model = replace(model, proto=in_order(model.proto), stamps=tuple(stamps))
         check(model.proto)
         _ = model.graph
     except BlockfoldError:
