@@ -14,7 +14,6 @@ from ..ir.onnx_file import OnnxModel
 from ..ir.spans import Refusal
 from .budget import Budget
 from .costs import CostModel, Costs, measure_costs
-from .fit import Healing
 from .layout import Layout, lay_out
 from .methods import Method, Published
 from .pipeline import ALL_PASSES, Switches, build, caches_of, rewrite
@@ -30,6 +29,7 @@ from .plan import (
     tensors_of,
 )
 from .rating import Metric
+from .recipe import Healing
 from .replacement import Replacement
 from .search import Search
 from .task import Task
@@ -88,7 +88,7 @@ def optimize(
         tried = tempered(task, trials.done, budget.max_drop)
         confirmed = budget.confirmed(tried, lambda scores: forecast(task, scores, budget.max_drop))
         if confirmed is None:
-            raise NotMet(_why_nothing(task, tried, budget))
+            raise NotMet(_why_nothing(task, tried, trials.refused, budget))
         chosen, expected = confirmed
         (replacements,) = trials.solved_on_both([chosen])
     tensors = tensor_bytes(tensors_of(replacements))
@@ -98,7 +98,7 @@ def optimize(
         switches,
         replacements,
         chosen.recipe.healing,
-        layout.refusals,
+        (*layout.refusals, *trials.refused),
         tensors,
         method,
         rank_by,
@@ -277,8 +277,12 @@ def _require_kept(plan: Plan, verdict: Verdict, budget: Budget, size_bytes: int)
         )
 
 
-def _why_nothing(task: Task, trials: Sequence[Trial], budget: Budget) -> str:
+def _why_nothing(
+    task: Task, trials: Sequence[Trial], refused: Sequence[Refusal], budget: Budget
+) -> str:
     """One line: what stands in the way, and the nearest plans."""
+    if not trials and refused:
+        return f"cannot meet {budget}: {refused[-1].name} cannot be replaced: {refused[-1].reason}"
     if not trials:
         return f"cannot meet {budget}: no span is more than the map that would replace it"
     samples = len(task.splits.select)

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
-from ml_dtypes import bfloat16
 
 from ..calibration.moments import Array
 from ..calibration.solve import Solution
 from ..ir.onnx_file import OnnxModel
 from ..ir.onnx_linear import Linear, as_weight, matrix, offset, views_after
 from ..ir.spans import Span
+from .precision import numpy_dtype
 from .surrogates import Form, kernel_size
 
 
@@ -157,8 +157,9 @@ class Replacement:
         is_kept, kept, count = (
             gs.Variable(f"{label}/{part}") for part in ("is kept", "kept", "count")
         )
-        dtype = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(self._dtype))
-        one = gs.Constant(f"{label}/one", np.ones((), self._dtype))
+        held = numpy_dtype(self.span.dtype)
+        dtype = onnx.helper.np_dtype_to_tensor_dtype(held)
+        one = gs.Constant(f"{label}/one", np.ones((), held))
         return [
             gs.Node("Cast", f"{label}/truth", {"to": 9}, [gs.Variable(mask)], [is_kept]),
             gs.Node("Cast", f"{label}/cast", {"to": dtype}, [is_kept], [kept]),
@@ -237,13 +238,10 @@ class Replacement:
             op, f"{self._prefix}/{role}", dict(attrs or {}), inputs=inputs, outputs=[made]
         )
 
-    @property
-    def _dtype(self) -> np.dtype[np.generic]:
-        return np.dtype(bfloat16) if self.span.dtype == "bfloat16" else np.dtype(self.span.dtype)
-
     def _constant(self, role: str, values: Array) -> gs.Constant:
         """A weight in the dtype of the stream, named after the value it makes."""
-        return gs.Constant(f"blockfold/{self.span.exit}/{role}", values.astype(self._dtype))
+        held = numpy_dtype(self.span.dtype)
+        return gs.Constant(f"blockfold/{self.span.exit}/{role}", values.astype(held))
 
 
 def _like(
