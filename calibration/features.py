@@ -103,6 +103,7 @@ def pooled_mean(array: Floats, channel_axis: int, mask: Array | None) -> Floats:
     """
     moved = np.moveaxis(array, channel_axis, -1)
     flat = moved.reshape(len(moved), -1, moved.shape[-1])
+    flat = flat.astype(np.result_type(flat, np.float32), copy=False)  # float16 ends at 65504
     if mask is not None and moved.shape[:-1] == mask.shape:
         kept = (mask != 0).astype(flat.dtype)
         total = np.maximum(kept.sum(axis=1, keepdims=True), 1)

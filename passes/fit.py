@@ -205,7 +205,8 @@ class _Walker:
         except NotFinite as error:
             if not self.done:
                 raise
-            self._refuse(self.done[-1].span, f"then {error.value!r} holds NaN or Inf")
+            last = [made for made in self.done if made.form != "refit"][-1]
+            self._refuse(last.span, f"then {error.value!r} holds NaN or Inf")
 
     def _refuse(self, span: Span, reason: str) -> None:
         """Stop for good, for a reason that shows at the end of a span."""

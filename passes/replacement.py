@@ -138,24 +138,21 @@ class Replacement:
                 self._over(model, "ReduceMean", f"{made.name} over", x, axes, made, since=18)
                 for x, made in pairs
             ], means
-        row, some = (gs.Variable(f"blockfold/{self.mask}/{part}") for part in ("row", "some"))
-        nodes = self._kept(model, self.mask, row, some)
+        shares = gs.Variable(f"blockfold/{self.mask}/shares")
+        nodes = self._shares(model, self.mask, shares)
         for x, made in pairs:
-            total = gs.Variable(f"{made.name}/total")
-            nodes.append(self._node("MatMul", f"{made.name} total", [row, x], total))
-            nodes.append(self._node("Div", f"{made.name} over", [total, some], made))
+            nodes.append(self._node("MatMul", f"{made.name} over", [shares, x], made))
         return nodes, means
 
-    def _kept(
-        self, model: OnnxModel, mask: str, row: gs.Variable, some: gs.Variable
-    ) -> list[gs.Node]:
-        """Nodes that give a row of ones where there is no padding, and their number (or one).
+    def _shares(self, model: OnnxModel, mask: str, shares: gs.Variable) -> list[gs.Node]:
+        """Nodes that give a row for each sample, the weights of its positions in a mean.
 
-        Their names go by the mask alone: replacements share them.
+        They are divided before anything is summed, since float16 ends at 65504. Their names go by
+        the mask alone: replacements share them.
         """
         label = f"blockfold/{mask}"
-        is_kept, kept, count = (
-            gs.Variable(f"{label}/{part}") for part in ("is kept", "kept", "count")
+        is_kept, kept, row, count, some = (
+            gs.Variable(f"{label}/{part}") for part in ("is kept", "kept", "row", "count", "some")
         )
         held = numpy_dtype(self.span.dtype)
         dtype = onnx.helper.np_dtype_to_tensor_dtype(held)
@@ -166,6 +163,7 @@ class Replacement:
             self._over(model, "Unsqueeze", "context row", kept, [1], row, since=13),
             self._over(model, "ReduceSum", "context count", row, [2], count, since=13),
             gs.Node("Clip", f"{label}/clip", {}, [count, one], [some]),
+            gs.Node("Div", f"{label}/divide", {}, [row, some], [shares]),
         ]
 
     def _over(
