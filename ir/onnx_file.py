@@ -35,6 +35,9 @@ ADDED_DOMAIN = "blockfold.added"
 LONGEST_INLINE_BYTES = 3 * 2**29
 """Weights inside a file with external data, all together: protobuf ends at 2 GiB."""
 
+SHORT_BYTES = 1024
+"""Weights up to here stay inside: the shapes among them must be read where types are inferred."""
+
 ALIGNMENT_BYTES = 4096
 """Offsets of external tensors are multiples of this, so that runtimes can map them to memory."""
 
@@ -263,7 +266,7 @@ def write(model: OnnxModel, path: Path) -> None:
             for tensor in proto.graph.initializer:
                 if tensor.data_location == EXTERNAL:
                     _move(tensor, _chunks(model.folder, tensor), file, data.name)
-                elif is_long and tensor.raw_data:
+                elif is_long and len(tensor.raw_data) > SHORT_BYTES:
                     _move(tensor, [tensor.raw_data], file, data.name)
     except OSError as error:
         raise unwritable(data, error) from error

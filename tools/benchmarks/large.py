@@ -10,6 +10,7 @@ What comes out is loaded from another folder.
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 import tempfile
 import time
@@ -119,17 +120,22 @@ class Writer:
         return path
 
 
+ALONE = """
+import resource, subprocess, sys
+done = subprocess.run([sys.executable, *sys.argv[1:]], stdout=subprocess.DEVNULL)
+print(done.returncode, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
+"""
+"""Runs Python from a small process: a child's peak begins at the size of its parent."""
+
+
 def run_alone(arguments: Sequence[str]) -> tuple[int, int, float]:
-    """Run in a process of its own: exit code, peak of its memory in bytes, seconds."""
+    """Run Python in a process of its own: exit code, peak of its memory in bytes, seconds."""
     begin = time.perf_counter()
-    quiet = [(os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0)]
-    child = os.posix_spawn(
-        sys.executable, [sys.executable, *arguments], os.environ, file_actions=quiet
+    told = subprocess.run(
+        [sys.executable, "-S", "-c", ALONE, *arguments], check=True, stdout=subprocess.PIPE
     )
-    _, status, usage = os.wait4(child, 0)
-    unit = 1 if sys.platform == "darwin" else 1024
-    seconds = time.perf_counter() - begin
-    return os.waitstatus_to_exitcode(status), usage.ru_maxrss * unit, seconds
+    code, peak = map(int, told.stdout.split())
+    return code, peak * (1 if sys.platform == "darwin" else 1024), time.perf_counter() - begin
 
 
 LOAD = """
