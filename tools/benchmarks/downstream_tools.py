@@ -58,10 +58,19 @@ def _by(
     return Tool(name, distributions, serve)
 
 
+def _prepared(source: Path, target: Path) -> Path:
+    """The model as onnxruntime's quantisers want it: shapes inferred, constants folded."""
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    prepared = target.with_name(f"prepared.{source.name}")
+    quant_pre_process(source, prepared)
+    return prepared
+
+
 def _dynamic(_task: Task, source: Path, target: Path) -> None:
     from onnxruntime.quantization import quantize_dynamic
 
-    quantize_dynamic(source, target)
+    quantize_dynamic(_prepared(source, target), target)
 
 
 def _static(task: Task, source: Path, target: Path) -> None:
@@ -76,7 +85,8 @@ def _static(task: Task, source: Path, target: Path) -> None:
             batch = next(self._batches, None)
             return None if batch is None else dict(batch.feeds)
 
-    quantize_static(source, target, Reader(), quant_format=QuantFormat.QDQ, per_channel=True)
+    prepared, form = _prepared(source, target), QuantFormat.QDQ
+    quantize_static(prepared, target, Reader(), quant_format=form, per_channel=True)
 
 
 def _half_runtime(_task: Task, source: Path, target: Path) -> None:

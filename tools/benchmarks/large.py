@@ -1,10 +1,11 @@
 """What a model above 2 GB needs: peaks of memory of inspect, optimize and verify, each a process.
 
-    python -m blockfold.tools.benchmarks.large [--blocks 12 --width 2048] [-- OPTIONS OF OPTIMIZE]
+    python -m blockfold.tools.benchmarks.large [--blocks 12] [-- OPTIONS OF OPTIMIZE]
 
-Makes pre-norm transformer blocks with random weights, written block by block into external files,
-in a temporary folder; branches are small, so that blocks are near the identity and a few can go.
-What comes out is loaded from another folder.
+Makes transformer blocks with random weights, written matrix by matrix into external files, in a
+temporary folder. A norm ends each branch and makes most of them small, so that blocks are near the
+identity and a few can go. The MLPs are wide and the stream is narrow: what is measured is the size
+of the model, not that of the maps. What comes out is loaded from another folder.
 """
 
 from __future__ import annotations
@@ -53,11 +54,11 @@ class Writer:
         self.initializers.append(numpy_helper.from_array(array, name))
         return name
 
-    def weight(self, rows: int, columns: int, gain: float) -> str:
+    def weight(self, rows: int, columns: int) -> str:
         """Random (rows, columns), appended to one of the external files."""
         number = len(self.initializers)
         array = self._random.standard_normal((rows, columns), dtype=np.float32)
-        array *= np.float32(gain / np.sqrt(rows))
+        array /= np.float32(np.sqrt(rows))
         location = f"weights.{number % self.shards}.bin"
         with (self.folder / location).open("ab") as file:
             offset = file.tell()
@@ -71,12 +72,12 @@ class Writer:
         self.initializers.append(tensor)
         return tensor.name
 
-    def norm(self, x: str, width: int) -> str:
-        ones, zeros = np.ones(width, np.float32), np.zeros(width, np.float32)
-        return self.node("LayerNormalization", x, self.constant(ones), self.constant(zeros))
+    def norm(self, x: str, width: int, gain: float = 1.0) -> str:
+        scale, zeros = np.full(width, gain, np.float32), np.zeros(width, np.float32)
+        return self.node("LayerNormalization", x, self.constant(scale), self.constant(zeros))
 
-    def block(self, x: str, width: int, number: int) -> str:
-        """x + attention(norm(x)), then x + MLP(norm(x))."""
+    def block(self, x: str, width: int, hidden: int, number: int) -> str:
+        """x + norm(attention(norm(x))), then x + norm(MLP(norm(x)))."""
         gain = QUIET if number % 4 else LOUD
         self._scope = f"/blocks.{number}"
         normed = self.norm(x, width)
@@ -84,9 +85,7 @@ class Writer:
         query, key, value = (
             self.node(
                 "Transpose",
-                self.node(
-                    "Reshape", self.node("MatMul", normed, self.weight(width, width, 1.0)), split
-                ),
+                self.node("Reshape", self.node("MatMul", normed, self.weight(width, width)), split),
                 perm=order,
             )
             for order in ([0, 2, 1, 3], [0, 2, 3, 1], [0, 2, 1, 3])
@@ -96,18 +95,19 @@ class Writer:
         mixed = self.node("MatMul", self.node("Softmax", scores, axis=-1), value)
         joined = self.constant(np.array([0, 0, width], np.int64))
         rows = self.node("Reshape", self.node("Transpose", mixed, perm=[0, 2, 1, 3]), joined)
-        x = self.node("Add", x, self.node("MatMul", rows, self.weight(width, width, gain)))
-        normed = self.norm(x, width)
-        wide = self.node("Relu", self.node("MatMul", normed, self.weight(width, 4 * width, 1.0)))
-        return self.node("Add", x, self.node("MatMul", wide, self.weight(4 * width, width, gain)))
+        rows = self.node("MatMul", rows, self.weight(width, width))
+        x = self.node("Add", x, self.norm(rows, width, gain))
+        wide = self.node("MatMul", self.norm(x, width), self.weight(width, hidden))
+        rows = self.node("MatMul", self.node("Relu", wide), self.weight(hidden, width))
+        return self.node("Add", x, self.norm(rows, width, gain))
 
-    def write(self, blocks: int, width: int) -> Path:
+    def write(self, blocks: int, width: int, hidden: int) -> Path:
         x = "x"
         for number in range(blocks):
-            x = self.block(x, width, number)
+            x = self.block(x, width, hidden, number)
         self._scope = "/head"
         pooled = self.node("ReduceMean", x, axes=[1], keepdims=0)
-        logits = self.node("MatMul", pooled, self.weight(width, CLASSES, 1.0))
+        logits = self.node("MatMul", pooled, self.weight(width, CLASSES))
         self.nodes[-1].output[0] = logits = "logits"
         ends = [
             helper.make_tensor_value_info(name, TensorProto.FLOAT, dims)
@@ -147,22 +147,27 @@ load().InferenceSession(sys.argv[1], providers=["CPUExecutionProvider"])
 
 @click.command()
 @click.option("--blocks", default=12)
-@click.option("--width", default=2048)
-@click.option("--samples", default=24)
+@click.option("--width", default=512)
+@click.option("--hidden", default=45056)
+@click.option("--samples", default=64)
 @click.option("--shards", default=3, help="Number of external files.")
 @click.argument("options", nargs=-1)
-def main(blocks: int, width: int, samples: int, shards: int, options: Sequence[str]) -> None:
+def main(
+    blocks: int, width: int, hidden: int, samples: int, shards: int, options: Sequence[str]
+) -> None:
     """Measure the memory that a large model takes. OPTIONS go to optimize."""
     with tempfile.TemporaryDirectory(prefix="blockfold-large-") as name:
         folder = Path(name)
         (folder / "in").mkdir()
         (folder / "out").mkdir()
-        model = Writer(folder / "in", shards).write(blocks, width)
+        model = Writer(folder / "in", shards).write(blocks, width, hidden)
         held = sum(file.stat().st_size for file in (folder / "in").iterdir())
         data, small = folder / "samples.npz", folder / "out" / "small.onnx"
         rng = np.random.default_rng(1)
         np.savez(data, x=rng.standard_normal((samples, TOKENS, width), dtype=np.float32))
-        click.echo(f"model: {blocks} blocks of {width}, {held / GIGA:.2f} GiB in {shards} files\n")
+        click.echo(
+            f"model: {blocks} blocks, {width} / {hidden}, {held / GIGA:.2f} GiB in {shards} files\n"
+        )
         click.echo("| step | exit code | peak, GiB | peak / model | seconds |")
         click.echo("| --- " * 5 + "|")
         common = ["--data", str(data), "--provider", "cpu", "--threads", "1"]
