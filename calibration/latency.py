@@ -20,6 +20,9 @@ WARM_UP_RUNS = 3
 class Runs(Protocol):
     """What can be timed: a Runner, or another runtime's."""
 
+    def taken(self, feeds: Mapping[str, NDArray[np.generic]]) -> dict[str, NDArray[np.generic]]:
+        """The feeds that it takes."""
+
     def run_only(self, feeds: dict[str, NDArray[np.generic]]) -> None: ...
 
 

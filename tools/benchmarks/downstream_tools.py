@@ -12,6 +12,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from ...calibration.latency import Runs
 from ...calibration.runtime import Feeds, Runner, load
 from ...passes.probe import thinned
 from ...passes.task import Task
@@ -21,12 +22,10 @@ MOST_CALIBRATION = 64
 """Samples that a static quantisation sees."""
 
 
-class Served(Protocol):
+class Served(Runs, Protocol):
     """A model ready to run: outputs by name, or run and dropped."""
 
     def __call__(self, feeds: Feeds) -> Mapping[str, NDArray[Any]]: ...
-
-    def run_only(self, feeds: dict[str, NDArray[np.generic]]) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -130,7 +129,14 @@ def _extended(_task: Task, source: Path, target: Path) -> None:
     ort.InferenceSession(str(source), options, providers=["CPUExecutionProvider"])
 
 
-class _OpenVino:
+class _Foreign:
+    """What another runtime serves: it takes all inputs."""
+
+    def taken(self, feeds: Feeds) -> dict[str, NDArray[np.generic]]:
+        return dict(feeds)
+
+
+class _OpenVino(_Foreign):
     """A model compiled by OpenVINO for the CPU, on the task's threads, in float32."""
 
     def __init__(self, task: Task, source: Path, _target: Path) -> None:
@@ -151,7 +157,7 @@ class _OpenVino:
         self._request.infer(feeds)
 
 
-class _Reference:
+class _Reference(_Foreign):
     """ONNX's own evaluator, the meaning of the operators in NumPy."""
 
     def __init__(self, _task: Task, source: Path, _target: Path) -> None:
