@@ -14,6 +14,21 @@ from .moments import Array
 Floats = NDArray[np.floating]
 
 
+class NotFinite(BadInput):
+    """A value of the model, by name, holds NaN or Inf.
+
+    The data's fault, or that of what was put into the model.
+    """
+
+    def __init__(self, value: str, sample: int | None = None) -> None:
+        where = "" if sample is None else f", first in sample {sample}"
+        super().__init__(
+            f"the model's inner value {value!r} holds NaN or Inf on these samples{where}; "
+            "check the model and the scale of the data"
+        )
+        self.value = value
+
+
 @dataclass(frozen=True)
 class Feature:
     """A value as regressors or as a target, channels on `channel_axis`.
@@ -46,7 +61,7 @@ def require_finite(
     weights: Array | None = None,
     samples: NDArray[np.int64] | None = None,
 ) -> None:
-    """BadInput where rows (n, d) of an inner value hold NaN or Inf, those of weight 0 aside.
+    """NotFinite where rows (n, d) of a value hold NaN or Inf, those of weight 0 aside.
 
     weights (n,); `samples` are those that the rows belong to, as many to each, for the message.
     """
@@ -59,15 +74,7 @@ def require_finite(
         return
     first = int(bad.argmax())
     sample = None if samples is None else samples[first * len(samples) // len(rows)]
-    where = "" if sample is None else f", first in sample {sample}"
-    raise not_finite(value, where)
-
-
-def not_finite(value: str, where: str = "") -> BadInput:
-    return BadInput(
-        f"the model's inner value {value!r} holds NaN or Inf on these samples{where}; "
-        "check the model and the scale of the data"
-    )
+    raise NotFinite(value, sample)
 
 
 def as_rows(array: Floats, channel_axis: int) -> Floats:
@@ -96,6 +103,7 @@ def pooled_mean(array: Floats, channel_axis: int, mask: Array | None) -> Floats:
     """
     moved = np.moveaxis(array, channel_axis, -1)
     flat = moved.reshape(len(moved), -1, moved.shape[-1])
+    flat = flat.astype(np.result_type(flat, np.float32), copy=False)  # float16 ends at 65504
     if mask is not None and moved.shape[:-1] == mask.shape:
         kept = (mask != 0).astype(flat.dtype)
         total = np.maximum(kept.sum(axis=1, keepdims=True), 1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,9 +13,17 @@ from numpy.typing import NDArray
 from ..ir.errors import BadInput
 from ..ir.graph import Value
 from .data import Dataset
-from .runtime import Runner
 
 WARM_UP_RUNS = 3
+
+
+class Runs(Protocol):
+    """What can be timed: a Runner, or another runtime's."""
+
+    def taken(self, feeds: Mapping[str, NDArray[np.generic]]) -> dict[str, NDArray[np.generic]]:
+        """The feeds that it takes."""
+
+    def run_only(self, feeds: dict[str, NDArray[np.generic]]) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -47,7 +56,7 @@ class Timing:
 
 
 def take_turns(
-    runners: Sequence[Runner], profile: Profile, *, rounds: int = 15, round_seconds: float = 0.05
+    runners: Sequence[Runs], profile: Profile, *, rounds: int = 15, round_seconds: float = 0.05
 ) -> list[Timing]:
     """Time the runners in turns, each for about `round_seconds` in every round.
 
@@ -68,7 +77,7 @@ def take_turns(
     return [Timing(row) for row in found]
 
 
-def _once_ms(runner: Runner, feeds: dict[str, NDArray[np.generic]]) -> float:
+def _once_ms(runner: Runs, feeds: dict[str, NDArray[np.generic]]) -> float:
     start = time.perf_counter()
     runner.run_only(feeds)
     return (time.perf_counter() - start) * 1e3

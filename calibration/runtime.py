@@ -17,6 +17,7 @@ import numpy as np
 import onnx
 
 from ..ir.errors import BadInput, Unsupported
+from ..ir.onnx_ends import with_numpy_ends
 from ..ir.onnx_file import OnnxModel
 
 if TYPE_CHECKING:
@@ -32,6 +33,12 @@ FLAVOURS = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino", "onnxrunti
 
 DRIVERS = {"CUDAExecutionProvider": "libcuda.so.1" if os.name == "posix" else "nvcuda.dll"}
 """Driver libraries without which a provider cannot work, whatever the wheel offers."""
+
+
+NO_KERNEL = (
+    "the provider cannot run that operator in the model's types: take another --provider, or "
+    "export in float32 or float16"
+)
 
 
 @dataclass(frozen=True)
@@ -177,7 +184,9 @@ class Runner:
         self._echoed = [name for name in taps if name in model.graph.inputs]
         inner = [name for name in taps if name not in self._echoed]
         self._wanted = list(dict.fromkeys([*self.outputs, *inner]))
-        self._session = open_session(model, runtime, self._wanted[len(self.outputs) :], pooled)
+        model, self._renamed = with_numpy_ends(_tapped(model, self._wanted[len(self.outputs) :]))
+        self._fetched = [self._renamed.get(name, name) for name in self._wanted]
+        self._session = open_session(model, runtime, pooled)
 
     def __call__(self, feeds: Feeds) -> dict[str, np.ndarray]:
         """Run one batch: arrays (rows, ...) in, arrays by value name out.
@@ -190,7 +199,7 @@ class Runner:
         if self.fixed_batch is not None and rows != self.fixed_batch:
             feeds = {name: pad_rows(array, self.fixed_batch) for name, array in feeds.items()}
         try:
-            results = self._session.run(self._wanted, feeds)
+            results = self._session.run(self._fetched, self._fed(feeds))
         except Exception as error:  # onnxruntime's errors share no public base class
             raise refused(error) from error
         found = dict(zip(self._wanted, results, strict=True))
@@ -205,11 +214,15 @@ class Runner:
 
     def run_whole(self, feeds: Feeds) -> dict[str, np.ndarray]:
         """The model's own outputs on a batch that needs no padding."""
-        return dict(zip(self.outputs, self._session.run(None, dict(feeds)), strict=True))
+        return dict(zip(self.outputs, self._session.run(None, self._fed(feeds)), strict=True))
 
     def run_only(self, feeds: dict[str, np.ndarray]) -> None:
         """Run the model's own outputs and drop them: what a timing loop needs, and no more."""
-        self._session.run(None, feeds)
+        self._session.run(None, self._fed(feeds) if self._renamed else feeds)
+
+    def _fed(self, feeds: Feeds) -> dict[str, np.ndarray]:
+        """The feeds by the names that the session has for its inputs."""
+        return {self._renamed.get(name, name): array for name, array in feeds.items()}
 
 
 def fixed_batch(model: OnnxModel) -> int | None:
@@ -224,10 +237,20 @@ def refused(error: Exception) -> BadInput:
     return BadInput(f"onnxruntime cannot run the model on this data: {_line(error)}")
 
 
+def _tapped(model: OnnxModel, taps: Sequence[str]) -> OnnxModel:
+    """The model with inner values as further outputs."""
+    if not taps:
+        return model
+    proto = onnx.ModelProto()
+    proto.CopyFrom(model.proto)
+    proto.graph.output.extend(onnx.ValueInfoProto(name=name) for name in taps)
+    return OnnxModel(proto, model.folder, stamps=model.stamps)
+
+
 def open_session(
-    model: OnnxModel, runtime: Runtime, taps: Sequence[str] = (), pooled: bool = False
+    model: OnnxModel, runtime: Runtime, pooled: bool = False
 ) -> onnxruntime.InferenceSession:
-    """A session whose outputs are the model's own and the taps. Unsupported where none opens."""
+    """A session of a model. Unsupported where none opens."""
     ort = load()
     options = ort.SessionOptions()
     options.log_severity_level = 3
@@ -240,23 +263,19 @@ def open_session(
         options.add_session_config_entry("session.use_env_allocators", "1")
     # Threads that spin after a run would slow whatever model is timed next.
     options.add_session_config_entry("session.force_spinning_stop", "1")
-    content = model.serialized()
-    if taps:
-        tapped = onnx.ModelProto()
-        tapped.CopyFrom(model.proto)
-        tapped.graph.output.extend(onnx.ValueInfoProto(name=name) for name in taps)
-        content = tapped.SerializeToString()
     try:
         for library in runtime.custom_ops:
             options.register_custom_ops_library(library)
         session = ort.InferenceSession(
-            content, options, providers=[(runtime.provider, dict(runtime.provider_options))]
+            model.serialized(),
+            options,
+            providers=[(runtime.provider, dict(runtime.provider_options))],
         )
     except Exception as error:  # see above
         model.require_unchanged()
-        raise Unsupported(
-            f"onnxruntime cannot load the model: {_line(error)}; custom operators need --custom-ops"
-        ) from error
+        lacking = "NOT_IMPLEMENTED" in str(error)
+        advice = NO_KERNEL if lacking else "custom operators need --custom-ops"
+        raise Unsupported(f"onnxruntime cannot load the model: {_line(error)}; {advice}") from error
     if session.get_providers()[0] != runtime.provider:
         raise BadInput(f"{runtime.provider} could not be used for this model; take --provider cpu")
     return session

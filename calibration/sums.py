@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from .features import not_finite
+from .features import NotFinite
 from .moments import Array, CoMoment
 from .sweep import Pair, Statistics
 
@@ -38,7 +38,7 @@ class Sums:
         found = Statistics(pairs)
         for value in found.values:
             if not np.isfinite(self.products[value, value]).all():
-                raise not_finite(value)
+                raise NotFinite(value)
         for x, y in found.keys:
             weight = self.weights[x]
             mean_x, mean_y = (self.rows[value] / (weight or 1.0) for value in (x, y))

@@ -28,27 +28,40 @@ Floats = NDArray[np.floating]
 IN_MEMORY_BYTES = 256 * 2**20
 """What the tapes of a model may hold in memory before they go to disk."""
 
+SESSIONS_BYTES = 2**30
+"""Weights that the open sessions of pieces may hold; those used longest ago are closed."""
+
 
 class Pieces:
-    """Sessions of pieces of one model, each opened when first asked for and shared by all tapes."""
+    """Sessions of pieces of one model, opened when asked for and shared by all tapes.
+
+    They stay open while there is room, so that a large model is never in memory as a whole.
+    """
 
     def __init__(self, model: OnnxModel, runtime: Runtime) -> None:
         self.model, self.runtime = model, runtime
         self.fixed_batch = fixed_batch(model)
         self.room = _Room(IN_MEMORY_BYTES)
-        self._open: dict[tuple[frozenset[str], tuple[str, ...]], Runner] = {}
+        self._open: dict[tuple[frozenset[str], tuple[str, ...]], tuple[Runner, int]] = {}
 
     def run(self, piece: Piece, wanted: Sequence[str]) -> dict[str, np.ndarray]:
         """The wanted values from those of a batch; the model's inputs are read where needed."""
         given = piece.values
         key = frozenset(given), tuple(wanted)
-        runner = self._open.get(key)
-        if runner is None:
-            runner = self.open(given, wanted)
-            self._open[key] = runner
+        held = self._open.pop(key) if key in self._open else self._opened(given, wanted)
+        self._open[key] = held  # last: used last
+        runner = held[0]
         return runner.run_whole(
             {name: given[name] if name in given else piece.feeds[name] for name in runner.inputs}
         )
+
+    def _opened(self, given: Iterable[str], wanted: Sequence[str]) -> tuple[Runner, int]:
+        """A session of the nodes between, in the room of others, and the bytes it holds."""
+        piece = extract(self.model, given, wanted)
+        nbytes = piece.size_bytes
+        while self._open and nbytes + sum(n for _, n in self._open.values()) > SESSIONS_BYTES:
+            del self._open[next(iter(self._open))]
+        return Runner(piece, self.runtime, pooled=True), nbytes
 
     def open(self, given: Iterable[str], wanted: Sequence[str]) -> Runner:
         """A session of the nodes between, for the caller alone."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -21,6 +21,7 @@ from google.protobuf.message import DecodeError
 from .errors import BadInput, BlockfoldError
 from .graph import Graph, Value
 from .onnx_limits import require_finite_functions, require_whole
+from .onnx_order import in_order
 from .onnx_view import stored_bytes, tensor_bytes, view
 from .staging import DATA_SUFFIX, unwritable, write_bytes
 from .stamp import Stamp, require_unchanged
@@ -31,6 +32,12 @@ ADDED = frozenset({"LayerNormalization", "SimplifiedLayerNormalization"})
 """Standard operators to onnxruntime at any version; it writes them into files it optimises."""
 
 ADDED_DOMAIN = "blockfold.added"
+LONGEST_INLINE_BYTES = 3 * 2**29
+"""Weights inside a file with external data, all together: protobuf ends at 2 GiB."""
+
+SHORT_BYTES = 1024
+"""Weights up to here stay inside: the shapes among them must be read where types are inferred."""
+
 ALIGNMENT_BYTES = 4096
 """Offsets of external tensors are multiples of this, so that runtimes can map them to memory."""
 
@@ -39,8 +46,9 @@ ALIGNMENT_BYTES = 4096
 class OnnxModel:
     """A model as it was read: `proto` is never changed, edits make a new OnnxModel.
 
-    `content` is the file's own bytes where the model is unchanged since it was read; `folder` is
-    where its external data lies. `stamps` are of all files that it was read from, or is still.
+    `content` is the file's own bytes where the model is unchanged since it was read (but for the
+    order of nodes, where the file's is none); `folder` is where its external data lies. `stamps`
+    are of all files that it was read from, or is still.
     """
 
     proto: onnx.ModelProto
@@ -122,9 +130,9 @@ def read(source: str | os.PathLike[str] | onnx.ModelProto) -> OnnxModel:
     try:
         located = (_locate(model.folder, tensor, name) for tensor in model.external())
         stamps += map(Stamp.of, dict.fromkeys(path for path, _ in located))
-        model = replace(model, stamps=tuple(stamps))
         require_whole(model.proto, name)
         require_finite_functions(model.proto, name)
+        model = replace(model, proto=in_order(model.proto), stamps=tuple(stamps))
         check(model.proto)
         _ = model.graph
     except BlockfoldError:
@@ -239,6 +247,8 @@ def numbers(model: OnnxModel, tensor: onnx.TensorProto) -> np.ndarray:
 def write(model: OnnxModel, path: Path) -> None:
     """Write the model to `path`, with external data, if it has any, to `path` + ".data".
 
+    There go the weights inside the file too, new maps among them, where they are too many for it.
+
     An unedited model without external data is written byte for byte as it was read. Meant for a
     path in a folder that `staged` gave. Raises BadInput where the disk will not take it, or the
     weights' own files have changed since the model was read.
@@ -249,22 +259,29 @@ def write(model: OnnxModel, path: Path) -> None:
     proto = onnx.ModelProto()
     proto.CopyFrom(model.proto)
     data = path.with_name(path.name + DATA_SUFFIX)
+    inline_bytes = sum(len(tensor.raw_data) for tensor in proto.graph.initializer)
+    is_long = inline_bytes > LONGEST_INLINE_BYTES
     try:
         with data.open("wb") as file:
             for tensor in proto.graph.initializer:
                 if tensor.data_location == EXTERNAL:
-                    _move(model.folder, tensor, file, data.name)
+                    _move(tensor, _chunks(model.folder, tensor), file, data.name)
+                elif is_long and len(tensor.raw_data) > SHORT_BYTES:
+                    _move(tensor, [tensor.raw_data], file, data.name)
     except OSError as error:
         raise unwritable(data, error) from error
     model.require_unchanged()
     write_bytes(path, proto.SerializeToString())
 
 
-def _move(folder: Path, tensor: onnx.TensorProto, file: BinaryIO, location: str) -> None:
+def _move(tensor: onnx.TensorProto, chunks: Iterable[bytes], file: BinaryIO, location: str) -> None:
+    """Put a tensor's bytes behind those in the file."""
     file.seek(-(-file.tell() // ALIGNMENT_BYTES) * ALIGNMENT_BYTES)
     start = file.tell()
-    for chunk in _chunks(folder, tensor):
+    for chunk in chunks:
         file.write(chunk)
+    tensor.ClearField("raw_data")
+    tensor.data_location = EXTERNAL
     del tensor.external_data[:]
     for key, value in (("location", location), ("offset", start), ("length", file.tell() - start)):
         tensor.external_data.add(key=key, value=str(value))

@@ -197,6 +197,8 @@ STAND_INS: dict[str, StandIn] = {
     **_typed("PackedMultiHeadAttention SparseAttention LinearAttention", 0),
     **_typed("MatMulIntegerToFloat GatherBlockQuantized", 2),
     **_typed("QAttention", 3),
+    **_typed("QLinearConcat DequantizeLinear", 1),
+    **_typed("QuantizeLinear QLinearWhere", 2),
     **{
         f"{BLOCKED_DOMAIN}.{name}": StandIn("Expand")
         for name in "Conv MaxPool AveragePool GlobalMaxPool GlobalAveragePool Upsample "

@@ -70,9 +70,9 @@ def _node(index: int, node: gs.Node, proto: onnx.NodeProto) -> Node:
     first = [i for i in LOOKUP_INPUTS.get(op, ()) if i < count]
     order = [*first, *(i for i in range(count) if i not in first)]
     data = DATA_INPUTS.get(op, range(count))
-    captured = sorted(_captured(proto))
-    inputs = (*(proto.input[i] for i in order), *captured)
-    passes = (*(i in data for i in order), *(True for _ in captured))
+    outer = sorted(captured(proto))
+    inputs = (*(proto.input[i] for i in order), *outer)
+    passes = (*(i in data for i in order), *(True for _ in outer))
     return Node(
         index=index,
         name=proto.name,
@@ -103,14 +103,14 @@ def _channel_axis(op: str, node: gs.Node) -> int | None:
     return axis
 
 
-def _captured(proto: onnx.NodeProto) -> set[str]:
+def captured(proto: onnx.NodeProto) -> set[str]:
     """Outer values that the bodies of an If, Loop or Scan read."""
     found: set[str] = set()
     for attribute in proto.attribute:
         for body in [attribute.g, *attribute.graphs]:
             own = {v.name for v in body.input} | {t.name for t in body.initializer}
             for inner in body.node:
-                reads = {name for name in inner.input if name} | _captured(inner)
+                reads = {name for name in inner.input if name} | captured(inner)
                 found |= reads - own
                 own.update(inner.output)
             found |= {v.name for v in body.output} - own

@@ -65,6 +65,11 @@ class Span:
         meet = self.exit == other.entry or other.exit == self.entry
         return meet or (self.stream == other.stream and not apart)
 
+    def refused(self, graph: Graph, reason: str) -> Refusal:
+        """The refusal of a span that was proved, for what showed later at its exit."""
+        node = str(graph.producer[self.exit])
+        return Refusal(self.start, self.stop, self.name, reason, node)
+
 
 @dataclass(frozen=True)
 class Refusal:
@@ -161,11 +166,15 @@ def _unit_name(anatomy: Anatomy, index: int) -> str:
     return block.name if count == 1 else f"{block.name} ({index - block.start + 1}/{count})"
 
 
+QUANTISED = frozenset({"int8", "uint8"})
+
+
 def _mismatch(graph: Graph, entry: str, exit_: str, observed: ObservedShapes | None) -> str | None:
     """Why entry and exit cannot be one stream, or None where they are proved to be."""
     a, b = graph.value(entry), graph.value(exit_)
     if a.is_known_not_float or b.is_known_not_float:
-        return f"its ends hold no plain floats: {a.dtype} and {b.dtype}"
+        advice = "; optimize first, quantise after" if {a.dtype, b.dtype} & QUANTISED else ""
+        return f"its ends hold no plain floats: {a.dtype} and {b.dtype}{advice}"
     if a.dtype and b.dtype and a.dtype != b.dtype:
         return f"its ends differ in dtype: {a.dtype} and {b.dtype}"
     if not graph.static_dims_agree(entry, exit_):

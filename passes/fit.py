@@ -10,21 +10,23 @@ model's output is there to be scored, without having been built.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..calibration.equations import Equations
-from ..calibration.features import Feature
+from ..calibration.features import Feature, NotFinite, require_finite
 from ..calibration.moments import Array
 from ..calibration.solve import RIDGES, Solution, solve_held_out
 from ..calibration.tape import Piece, Pieces, Tape
 from ..ir.onnx_file import OnnxModel
 from ..ir.onnx_linear import Linear, matrix, offset
-from ..ir.spans import Span
+from ..ir.spans import Refusal, Span
+from .precision import OutOfRange, rounded
+from .recipe import Fitted, Pair, Recipe
 from .replacement import Replacement
 from .rows import Rows
 from .stops import Stop
@@ -38,57 +40,6 @@ WORTHWHILE = 0.01
 
 NEGLIGIBLE = 1e-8
 """Error, as a share of the variance, that float32 activations cannot tell from none."""
-
-
-@dataclass(frozen=True)
-class Healing:
-    """How surrogates are solved and what follows them is repaired.
-
-    `emphasis` and `refit` are the weights of rows that alone are read in the end, in surrogates and
-    in refits; `refit` None: nothing is refitted. The others are as they were published: without
-    `bias` and `ridge` a map is plain least squares about zero, `original` solves it on the
-    original's own activations, and `tied` makes a folded operation W0 T, T being what is solved.
-    """
-
-    emphasis: float = 1.0
-    refit: float | None = 1.0
-    bias: bool = True
-    ridge: bool = True
-    original: bool = False
-    tied: bool = False
-
-
-@dataclass(frozen=True, eq=False)
-class Recipe:
-    """Wishes to be made together, none touching another, and how what follows is repaired.
-
-    `known`: replacements solved before, by exit: only their numbers are solved again, on all rows.
-    """
-
-    wishes: tuple[Wish, ...]
-    healing: Healing = Healing()
-    known: Mapping[str, Replacement] | None = None
-
-
-class Pair(NamedTuple):
-    """Tapes of one model over both splits."""
-
-    fit: Tape
-    select: Tape
-
-
-@dataclass(frozen=True, eq=False)
-class Fitted:
-    """Replacements in the order of the graph, refits included, and tapes that hold the output."""
-
-    recipe: Recipe
-    replacements: tuple[Replacement, ...]
-    tapes: Pair
-
-    def close(self) -> None:
-        """Let go of the outputs."""
-        for tape in self.tapes:
-            tape.close()
 
 
 class Walk(Rows):
@@ -126,13 +77,17 @@ class Walk(Rows):
     def solved_on_both(
         self, solved: Sequence[tuple[Recipe, Sequence[Replacement]]]
     ) -> list[tuple[Replacement, ...]]:
-        """Recipes' replacements solved once more, on both splits together, every choice kept."""
+        """Recipes' replacements solved once more, on both splits together, every choice kept.
+
+        Raises NotMet where the model's type cannot hold what comes out.
+        """
         recipes = [
             replace(recipe, known={replacement.span.exit: replacement for replacement in made})
             for recipe, made in solved
         ]
         found = []
         for again in self(recipes):
+            again.require()
             again.close()
             found.append(again.replacements)
         return found
@@ -168,11 +123,15 @@ class Walk(Rows):
 
 
 class _Walker:
-    """One compressed model on its way; up to its first span it is still the original."""
+    """One compressed model on its way; up to its first span it is still the original.
+
+    It stops for good where what was put into it leaves the range of the model's type.
+    """
 
     def __init__(self, walk: Walk, recipe: Recipe) -> None:
         self.walk, self.recipe = walk, recipe
         self.done: list[Replacement] = []
+        self.refusal: Refusal | None = None
         self._tapes: Pair | None = None
         self._jumps: dict[str, _Jump] = {}
         stops = {(stop.stream, stop.cut) for stop in walk.stops}
@@ -183,6 +142,11 @@ class _Walker:
 
     def depart(self, stop: Stop | None, original: Pair) -> None:
         """Jump off where a span begins: at a stop, or at the model's inputs (None)."""
+        if self.refusal is None:
+            with self._in_range():
+                self._depart(stop, original)
+
+    def _depart(self, stop: Stop | None, original: Pair) -> None:
         for wish in self._waiting.get(None if stop is None else (stop.stream, stop.cut), ()):
             model, linear = self.walk.task.plain, None if stop is None else stop.linear
             jump = _Jump.of(model, wish, linear)
@@ -201,8 +165,11 @@ class _Walker:
 
     def meet(self, stop: Stop, original: Pair) -> None:
         """Come to a stop: on foot, over it in a jump, or at the end of one."""
-        if self._tapes is None:
-            return
+        if self._tapes is not None and self.refusal is None:
+            with self._in_range():
+                self._meet(self._tapes, stop, original)
+
+    def _meet(self, tapes: Pair, stop: Stop, original: Pair) -> None:
         jump = self._jumps.get(stop.stream)
         if jump is not None and stop.value == jump.span.exit:
             self._land(jump, stop, original)
@@ -212,17 +179,40 @@ class _Walker:
             model = self.walk.task.plain
             gone = {name for jump in self._jumps.values() for name in jump.gone(model)}
             live = [name for name in stop.live if name not in gone]
-            for tape in self._tapes:
+            for tape in tapes:
                 self.walk.pass_by(tape, stop, live, solution)
 
     def arrive(self) -> Fitted:
         """Run on to the output."""
         assert self._tapes is not None, "a recipe without wishes"
-        output = self.walk.task.output
-        for tape in self._tapes:
+        if self.refusal is None:
+            with self._in_range():
+                self._reach_output(self._tapes, self.walk.task.output)
+        return Fitted(self.recipe, tuple(self.done), self._tapes, self.refusal)
+
+    def _reach_output(self, tapes: Pair, output: str) -> None:
+        for tape in tapes:
             tape.reach([output])
             tape.keep([output])
-        return Fitted(self.recipe, tuple(self.done), self._tapes)
+            for values in tape.real(output):
+                require_finite(values, output)
+
+    @contextmanager
+    def _in_range(self) -> Iterator[None]:
+        """Takes NaN or Inf behind the first replacement for what the replacements did."""
+        try:
+            yield
+        except NotFinite as error:
+            if not self.done:
+                raise
+            last = [made for made in self.done if made.form != "refit"][-1]
+            self._refuse(last.span, f"then {error.value!r} holds NaN or Inf")
+
+    def _refuse(self, span: Span, reason: str) -> None:
+        """Stop for good, for a reason that shows at the end of a span."""
+        self.refusal = span.refused(self.walk.task.plain.graph, reason)
+        for tape in self._tapes or ():
+            tape.keep([])
 
     def _land(self, jump: _Jump, stop: Stop, original: Pair) -> None:
         assert self._tapes is not None
@@ -234,6 +224,11 @@ class _Walker:
         else:
             tied = jump.linear if healing.tied else None
             solution, held = self._solve(jump.asked, tapes, original, stop, healing.emphasis, tied)
+            try:
+                solution = rounded(solution, span.dtype)
+            except OutOfRange as beyond:
+                self._refuse(span, str(beyond))
+                return
         known = self._known(span.exit)
         error = held.moments("y").error(solution.W, solution.b)
         error /= self.walk.variance(stop, original.select) or 1.0
@@ -272,6 +267,10 @@ class _Walker:
         for tape in self._tapes:
             tape.reach([linear.u, linear.residual])
         solution, held = self._solve(asked, self._tapes, original, stop, weight)
+        try:
+            solution = rounded(solution, span.dtype)
+        except OutOfRange:
+            return None
         moments = held.moments("y", weight)
         W, b = self.walk.weights(linear)
         before, variance = moments.error(W, b), self.walk.variance(stop, original.select) or 1.0

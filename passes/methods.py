@@ -32,9 +32,9 @@ from ..ir.errors import BadInput, Unsupported
 from ..ir.graph import Graph
 from ..ir.spans import ObservedShapes, Span, prove
 from .budget import Budget
-from .fit import Healing, Recipe
 from .forms import Forms
 from .rating import UNTOLD, Metric, rating
+from .recipe import Healing, Recipe
 from .score import Redundancy, measure
 from .surrogates import Form, Wish
 from .trial import Trials

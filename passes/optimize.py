@@ -15,7 +15,6 @@ from ..ir.spans import Refusal
 from .budget import Budget
 from .costs import CostModel, Costs, measure_costs
 from .exits import exit_errors
-from .fit import Healing
 from .layout import Layout, lay_out
 from .methods import Method, Published
 from .pipeline import ALL_PASSES, Switches, build, caches_of, rewrite
@@ -32,6 +31,7 @@ from .plan import (
 )
 from .probe import Option
 from .rating import Metric
+from .recipe import Healing
 from .replacement import Replacement
 from .search import Search
 from .task import Task, thinned
@@ -120,13 +120,14 @@ def optimize(
         (replacements,) = trials.solved_on_both([chosen]) if chosen else ((),)
     tensors = tensor_bytes(tensors_of(replacements))
     healing = Healing() if chosen is None else chosen.recipe.healing
+    refusals = (*layout.refusals, *trials.refused)
     decided = make_plan(
-        task, budget, switches, replacements, healing, layout.refusals, tensors, method, rank_by
+        task, budget, switches, replacements, healing, refusals, tensors, method, rank_by
     )
     plan = decided.model_copy(update={"costs": costs, "trials": tuple(map(_trial_record, tried))})
     attempt = Attempt(layout, options, tried, chosen, plan)
     if confirmed is None:
-        raise Rejected(_why_nothing(task, tried, budget), attempt)
+        raise Rejected(_why_nothing(task, tried, trials.refused, budget), attempt)
     rewritten = rewrite(task.model, replacements, provenance(plan), switches)
     model = freeze(rewritten.model)
     judged = verify(task, model, task.splits.certify, budget.max_drop)
@@ -316,8 +317,12 @@ def _replaced(trial: Trial) -> str:
     return ", ".join(named[:LISTED]) + (f" and {more} more" if more > 0 else "")
 
 
-def _why_nothing(task: Task, trials: Sequence[Trial], budget: Budget) -> str:
+def _why_nothing(
+    task: Task, trials: Sequence[Trial], refused: Sequence[Refusal], budget: Budget
+) -> str:
     """One line: what stands in the way, and the nearest plans."""
+    if not trials and refused:
+        return f"cannot meet {budget}: {refused[-1].name} cannot be replaced: {refused[-1].reason}"
     if not trials:
         return f"cannot meet {budget}: no span is more than the map that would replace it"
     samples = len(task.splits.select)

@@ -27,9 +27,9 @@ from ..ir.onnx_linear import linear_into
 from ..ir.spans import Refusal, Span
 from .budget import Budget
 from .costs import Costs
-from .fit import Healing
 from .plan_checks import require_map, require_place
 from .rating import Metric
+from .recipe import Healing
 from .replacement import Replacement
 from .surrogates import Form
 from .verify import Verdict

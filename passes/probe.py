@@ -18,18 +18,20 @@ from numpy.typing import NDArray
 
 from ..calibration.data import Spool
 from ..calibration.equations import Equations
-from ..calibration.features import as_rows, require_finite
+from ..calibration.features import NotFinite, as_rows, require_finite
 from ..calibration.runtime import Runner, cut_rows
 from ..calibration.solve import Solution, Spectrum, solve_held_out
 from ..calibration.tape import Tape
 from ..ir.errors import BadInput
-from ..ir.spans import Span, prove
+from ..ir.spans import Refusal, Span, prove
 from .costs import CostModel
-from .fit import NEGLIGIBLE, Pair, Walk
+from .fit import NEGLIGIBLE, Walk
 from .forms import Forms
 from .layout import Layout
+from .precision import OutOfRange, rounded
 from .rating import UNTOLD, Metric, rating
-from .rows import picked_rows
+from .recipe import Pair
+from .rows import less, picked_rows
 from .score import measure
 from .stops import Stop
 from .surrogates import Problem, Wish
@@ -81,10 +83,14 @@ class Probe:
         self._stops = {stop.value: stop for stop in walk.stops}
         self._variances: dict[str, float] = {}
         self._numbers: dict[Wish, int] = {}
+        self.refused: list[Refusal] = []
         self._spool = Spool()
 
     def options(self) -> tuple[Option, ...]:
-        """All surrogates worth a thought, those of least damage for what they save measured."""
+        """All surrogates worth a thought, those of least damage for what they save measured.
+
+        Those that leave the range of the model's type are left out, and told of in `refused`.
+        """
         wishes = [
             Wish(span, form)
             for span in self._spans()
@@ -215,6 +221,11 @@ class Probe:
                 solution = Solution(asked.prior, np.zeros(wish.span.width), 0.0, 0, 0, 0.0)
             else:
                 solution = solve_held_out(seen, held, asked.prior, spectrum=spectrum)
+            try:
+                solution = rounded(solution, wish.span.dtype)
+            except OutOfRange as error:
+                self._refuse(wish, str(error))
+                continue
             self._keep(wish, solution)
             exit_ = wish.span.exit
             variance = self._variance(self._stops[exit_], places[exit_].select) or 1.0
@@ -233,7 +244,7 @@ class Probe:
             weights = self.walk.padding(now, values[0].shape, axes[0])
             for y, name in zip(targets, exits, strict=True):
                 require_finite(y, name, weights, now.samples)
-            targets = [y if given is None else y - given for y in targets]
+            targets = [y if given is None else less(y, given) for y in targets]
             picked = picked_rows(self._stops[exits[0]].picked, values[0].shape, axes[0])
             equations.add(x, targets, weights, picked)
         return equations
@@ -290,7 +301,7 @@ class Probe:
             }
 
             def expected(found: tuple[Wish, float]) -> float:
-                return max(found[1] * feels[found[0].span.exit], 0.0)
+                return found[1] * feels[found[0].span.exit] if found[1] > 0 else 0.0
 
             others = [found for found in errors if found[0] not in damages]
             others.sort(key=lambda found: expected(found) / self.costs.saved_ms(found[0]))
@@ -299,7 +310,8 @@ class Probe:
         for wish, error in errors:
             foretold = expected((wish, error))
             damage = damages.get(wish, foretold)
-            options.append(Option(wish, error, foretold, damage, wish in damages))
+            if math.isfinite(damage):
+                options.append(Option(wish, error, foretold, damage, wish in damages))
         return options
 
     def _damages(
@@ -309,7 +321,10 @@ class Probe:
         wishes: Sequence[Wish],
         advance: Advance,
     ) -> dict[Wish, float]:
-        """The damage at the output, by the smooth metric; one session for each exit."""
+        """The damage at the output, by the smooth metric; one session for each exit.
+
+        Endless where a surrogate makes anything leave the range of the model's type.
+        """
         found: dict[Wish, float] = {}
         for exit_ in dict.fromkeys(wish.span.exit for wish in wishes):
             stop, output = self._stops[exit_], self.task.output
@@ -317,9 +332,17 @@ class Probe:
             rest = None if output in given else self.walk.pieces.open(given, [output])
             for wish in (wish for wish in wishes if wish.span.exit == exit_):
                 outputs = self._outputs(places, wish, rest)
-                found[wish] = max(reference.damage(outputs), 0.0)
+                try:
+                    found[wish] = max(reference.damage(outputs), 0.0)
+                except NotFinite as error:
+                    self._refuse(wish, f"then {error.value!r} holds NaN or Inf")
+                    found[wish] = math.inf
                 advance(1)
         return found
+
+    def _refuse(self, wish: Wish, reason: str) -> None:
+        graph = self.task.plain.graph
+        self.refused.append(wish.span.refused(graph, f"{wish.form}: {reason}"))
 
     def _outputs(
         self, places: Mapping[str | None, Pair], wish: Wish, rest: Runner | None
@@ -335,4 +358,6 @@ class Probe:
             values = {**truth.feeds, **truth.values, exit_: made}
             if rest is not None:
                 values = rest.run_whole({name: values[name] for name in rest.inputs})
-            yield cut_rows(values[output], len(truth.samples), truth.size)
+            made = cut_rows(values[output], len(truth.samples), truth.size)
+            require_finite(made, output)
+            yield made

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
-from ml_dtypes import bfloat16
 
 from ..calibration.moments import Array
 from ..calibration.solve import Solution
 from ..ir.onnx_file import OnnxModel
 from ..ir.onnx_linear import Linear, as_weight, matrix, offset, views_after
 from ..ir.spans import Span
+from .precision import numpy_dtype
 from .surrogates import Form, kernel_size
 
 
@@ -141,33 +141,32 @@ class Replacement:
                 self._over(model, "ReduceMean", f"context mean {number}", x, axes, made, since=18)
                 for number, (x, made) in enumerate(pairs)
             ], means
-        row, some = (gs.Variable(f"blockfold/{self.mask}/{part}") for part in ("row", "some"))
-        nodes = self._kept(model, self.mask, row, some)
+        shares = gs.Variable(f"blockfold/{self.mask}/shares")
+        nodes = self._shares(model, self.mask, shares)
         for number, (x, made) in enumerate(pairs):
-            total = gs.Variable(f"{made.name}/total")
-            nodes.append(self._node("MatMul", f"context total {number}", [row, x], total))
-            nodes.append(self._node("Div", f"context mean {number}", [total, some], made))
+            nodes.append(self._node("MatMul", f"context mean {number}", [shares, x], made))
         return nodes, means
 
-    def _kept(
-        self, model: OnnxModel, mask: str, row: gs.Variable, some: gs.Variable
-    ) -> list[gs.Node]:
-        """Nodes that give a row of ones where there is no padding, and their number (or one).
+    def _shares(self, model: OnnxModel, mask: str, shares: gs.Variable) -> list[gs.Node]:
+        """Nodes that give a row for each sample, the weights of its positions in a mean.
 
-        Their names go by the mask alone: replacements share them.
+        They are divided before anything is summed, since float16 ends at 65504. Their names go by
+        the mask alone: replacements share them.
         """
         label = f"blockfold/{mask}"
-        is_kept, kept, count = (
-            gs.Variable(f"{label}/{part}") for part in ("is kept", "kept", "count")
+        is_kept, kept, row, count, some = (
+            gs.Variable(f"{label}/{part}") for part in ("is kept", "kept", "row", "count", "some")
         )
-        dtype = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(self._dtype))
-        one = gs.Constant(f"{label}/one", np.ones((), self._dtype))
+        held = numpy_dtype(self.span.dtype)
+        dtype = onnx.helper.np_dtype_to_tensor_dtype(held)
+        one = gs.Constant(f"{label}/one", np.ones((), held))
         return [
             gs.Node("Cast", f"{label}/truth", {"to": 9}, [gs.Variable(mask)], [is_kept]),
             gs.Node("Cast", f"{label}/cast", {"to": dtype}, [is_kept], [kept]),
             self._over(model, "Unsqueeze", "context row", kept, [1], row, since=13),
             self._over(model, "ReduceSum", "context count", row, [2], count, since=13),
             gs.Node("Clip", f"{label}/clip", {}, [count, one], [some]),
+            gs.Node("Div", f"{label}/divide", {}, [row, some], [shares]),
         ]
 
     def _over(
@@ -240,13 +239,10 @@ class Replacement:
             op, f"{self._prefix}/{role}", dict(attrs or {}), inputs=inputs, outputs=[made]
         )
 
-    @property
-    def _dtype(self) -> np.dtype[np.generic]:
-        return np.dtype(bfloat16) if self.span.dtype == "bfloat16" else np.dtype(self.span.dtype)
-
     def _constant(self, role: str, values: Array) -> gs.Constant:
         """A weight in the dtype of the stream, named after the value it makes."""
-        return gs.Constant(f"blockfold/{self.span.exit}/{role}", values.astype(self._dtype))
+        held = numpy_dtype(self.span.dtype)
+        return gs.Constant(f"blockfold/{self.span.exit}/{role}", values.astype(held))
 
 
 def _like(

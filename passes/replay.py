@@ -12,11 +12,12 @@ from ..ir.onnx_file import OnnxModel
 from ..ir.onnx_unfuse import unfuse
 from ..ir.spans import ObservedShapes, Refusal, Span, prove
 from .base import PassError, PassResult
-from .fit import Recipe, Walk
+from .fit import Walk
 from .layout import anatomies, observe
 from .optimize import make_plan, provenance
 from .pipeline import Switches, rewrite
 from .plan import Decision, Plan, replacements_of, tensor_bytes, tensors_of
+from .recipe import Recipe
 from .replacement import Replacement
 from .stops import find_stops
 from .surrogates import CONTEXT, FOLDED, Wish
@@ -64,6 +65,7 @@ def resolve(task: Task, plan: Plan) -> tuple[PassResult, Plan, bytes]:
     replacements: tuple[Replacement, ...] = ()
     if wishes:
         (fitted,) = walk([Recipe(wishes, plan.healing)])
+        fitted.require()
         fitted.close()
         (replacements,) = walk.solved_on_both([(fitted.recipe, fitted.replacements)])
     tensors = tensor_bytes(tensors_of(replacements))

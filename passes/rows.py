@@ -15,6 +15,7 @@ from ..calibration.equations import Equations
 from ..calibration.features import as_rows, from_rows, require_finite, rows_of
 from ..calibration.masks import row_weights
 from ..calibration.moments import Array, Centred, CoMoment
+from ..calibration.runtime import cut_rows
 from ..calibration.solve import Solution
 from ..calibration.tape import Piece, Tape
 from .stops import Stop
@@ -50,7 +51,7 @@ class Rows:
             y = as_rows(value, axis)
             weights = self.padding(now, value.shape, axis)
             require_finite(y, asked.target.value, weights, now.samples)
-            y = y if given is None else y - given
+            y = y if given is None else less(y, given)
             chosen = picked_rows(picked, value.shape, axis)
             if at == 0 and not whole:
                 expected = len(y) / len(now.samples) * len(tape.samples)
@@ -104,12 +105,21 @@ class Rows:
     def applied(
         self, piece: Piece, asked: Problem, solution: Solution, shape: tuple[int, ...]
     ) -> Floats:
-        """What a solved problem makes of a batch, as an array of that shape."""
+        """What a solved problem makes of a batch, as an array of that shape.
+
+        Raises NotFinite where that is more than the type of the stream can hold, padding aside.
+        """
+        held, axis = piece.values[asked.features[0].value].dtype, asked.target.channel_axis
         x, given = self.columns(asked, piece, real=False)
         W, b = solution.W.astype(np.float32), solution.b.astype(np.float32)
         rows: Floats = x.astype(np.float32) @ W + b
         rows = rows if given is None else rows + given
-        return from_rows(rows, shape, asked.target.channel_axis).astype(x.dtype)
+        with np.errstate(over="ignore"):
+            made = from_rows(rows.astype(held), shape, axis)
+        real = cut_rows(made, len(piece.samples), piece.size)
+        weights = self.padding(piece, real.shape, axis)
+        require_finite(as_rows(real, axis), asked.target.value, weights, piece.samples)
+        return made
 
     def padding(self, piece: Piece, shape: tuple[int, ...], channel_axis: int) -> Array | None:
         """Weights (rows,) of a value without filling, 0 for padding."""
@@ -117,6 +127,11 @@ class Rows:
         if mask is None:
             return None
         return row_weights(mask[: len(piece.samples)], shape, channel_axis)
+
+
+def less(y: Floats, given: Floats) -> Floats:
+    """y - given (rows, d), in single precision at least: float16 would round what is left."""
+    return np.subtract(y, given, dtype=np.result_type(y, given, np.float32))
 
 
 def picked_rows(

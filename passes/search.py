@@ -7,14 +7,15 @@ keeps the promise and what breaks it, then neighbours of the best, while any is 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
 from .budget import ENOUGH_CHANCE, Budget
 from .compose import Label, compose
-from .fit import Healing, Recipe
 from .probe import Option, Probe
 from .rating import Metric
+from .recipe import Healing, Recipe
 from .surrogates import Wish
 from .trial import Trial, Trials, tempered
 
@@ -61,7 +62,11 @@ class Search:
 
     def run(self, options: Sequence[Option] = ()) -> list[Trial]:
         """Probe, unless `options` are known, then compose, fit and improve."""
-        self.options = tuple(options) or self.probe().options()
+        if not options:
+            probe = self.probe()
+            options = probe.options()
+            self.trials.refused += probe.refused
+        self.options = tuple(options)
         self._damages = {option.wish: option.damage for option in self.options}
         labels = compose(self._damages, self._gains, DEPTH if self.budget.has_target else 1)
         if self.budget.has_target:
@@ -117,7 +122,8 @@ class Search:
                 break
             self._fit_all(labels[at].wishes for at in places)
             found = {trial.recipe.wishes: trial for trial in self._tempered()}
-            good = [at for at in places if self._is_good(found[_ordered(labels[at].wishes)])]
+            done = {at: found.get(_ordered(labels[at].wishes)) for at in places}
+            good = [at for at, trial in done.items() if trial and self._is_good(trial)]
             low = max([low, *good])
             high = min([at for at in places if at > low], default=high)
 
@@ -126,6 +132,8 @@ class Search:
 
     def _improve(self) -> None:
         """Fit neighbours of the best set until none of them is better."""
+        if not self._found:
+            return
         best = self._best()
         unrepaired = [replace(best.recipe, healing=replace(best.recipe.healing, refit=None))]
         for _ in range(ROUNDS):
@@ -202,9 +210,11 @@ class Search:
         rivals = [Recipe(chosen[0], Healing(other, other)) for other in lighter]
         trials = self.trials.fit([*recipes, *rivals, *others])
         if rivals:
-            best = min(trials[len(recipes) :], key=lambda trial: trial.damage)
-            is_clear = best.damage < CLEARLY * trials[0].damage
-            self._emphases = (best.recipe.healing.emphasis if is_clear else weight,)
+            damages = dict.fromkeys([recipes[0], *rivals], math.inf)
+            damages |= {trial.recipe: trial.damage for trial in trials}
+            best = min(rivals, key=damages.__getitem__)
+            is_clear = damages[best] < CLEARLY * damages[recipes[0]]
+            self._emphases = (best.healing.emphasis if is_clear else weight,)
         self._found += trials
 
 

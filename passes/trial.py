@@ -10,11 +10,14 @@ import numpy as np
 from scipy.optimize import isotonic_regression
 
 from ..calibration.quality import Scores
+from ..ir.errors import NotMet
+from ..ir.spans import Refusal
 from .costs import CostModel
-from .fit import Fitted, Recipe, Walk
+from .fit import Walk
 from .forms import Forms
 from .layout import Layout
 from .pipeline import build
+from .recipe import Fitted, Recipe
 from .replacement import Replacement
 from .stops import find_stops
 from .task import Reference, Task
@@ -67,26 +70,40 @@ def tempered(task: Task, trials: Sequence[Trial], promise: float | None) -> list
 
 
 class Trials:
-    """Fits recipes of one task and measures them; `done` lists all, in order."""
+    """Fits recipes of one task and measures them; `done` lists all, in order.
+
+    `refused`: why some could not be followed in the model's type.
+    """
 
     def __init__(self, task: Task, layout: Layout, costs: CostModel, promise: float | None) -> None:
         self.task, self.layout, self.costs, self.promise = task, layout, costs, promise
         self.walk = Walk(task, find_stops(task, layout.anatomies, layout.observed))
         self.forms = Forms(task, self.walk, layout.anatomies)
         self.done: list[Trial] = []
+        self.refused: list[Refusal] = []
         self._open = ExitStack()
         self._references: tuple[Reference, Reference] | None = None
 
     def fit(self, recipes: Sequence[Recipe]) -> list[Trial]:
-        """Fit recipes in one walk and measure what comes out."""
+        """Fit recipes in one walk and measure what comes out; those refused are left out."""
         if self._references is None:
             fit, select = self.task.splits.fit, self.task.splits.select
             self._references = (
                 self._open.enter_context(Reference(self.task, fit, "original on fit")),
                 self._open.enter_context(Reference(self.task, select, "original on select")),
             )
-        trials = [self._measured(fitted) for fitted in self.walk(recipes)]
+        walked = self.walk(recipes)
+        self.refused += [fitted.refusal for fitted in walked if fitted.refusal is not None]
+        trials = [self._measured(fitted) for fitted in walked if fitted.refusal is None]
         self.done += trials
+        return trials
+
+    def fit_all(self, recipes: Sequence[Recipe]) -> list[Trial]:
+        """As `fit`, a trial for each recipe. Raises NotMet where one is refused."""
+        trials = self.fit(recipes)
+        if len(trials) < len(recipes):
+            refusal = self.refused[-1]
+            raise NotMet(f"{refusal.name} cannot be replaced: {refusal.reason}")
         return trials
 
     def _measured(self, fitted: Fitted) -> Trial:

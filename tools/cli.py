@@ -128,21 +128,7 @@ def survey(model: str, target: str, as_json: bool, **given: Any) -> None:
 @cli.command()
 @click.argument("model", type=options.FILE)
 @options.target
-@click.option(
-    "--max-drop",
-    metavar="SHARE",
-    callback=options.share,
-    help="Quality that may be lost: 1% or 0.01.  [default, without other budget: 1%]",
-)
-@click.option("--speedup", type=float, metavar="RATIO", help="Latency ratio to reach, as 1.3.")
-@click.option("--remove", type=float, metavar="N", help="Blocks to replace.")
-@click.option(
-    "--max-size",
-    "max_size_bytes",
-    metavar="SIZE",
-    callback=options.size,
-    help="Size to get below, as 1.5MB.",
-)
+@options.budget
 @click.option(
     "--costs",
     type=options.FILE,

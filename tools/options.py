@@ -210,3 +210,22 @@ profile_option = click.option(
     metavar="batch=1,seq=128",
     help="Shapes to time at.  [default: batch 1, median lengths of the data]",
 )
+
+budget = _stack(
+    click.option(
+        "--max-drop",
+        metavar="SHARE",
+        callback=share,
+        help="Quality that may be lost: 1% or 0.01.  [default, without other budget: 1%]",
+    ),
+    click.option("--speedup", type=float, metavar="RATIO", help="Latency ratio to reach, as 1.3."),
+    click.option("--remove", type=float, metavar="N", help="Blocks to replace."),
+    click.option(
+        "--max-size",
+        "max_size_bytes",
+        metavar="SIZE",
+        callback=size,
+        help="Size to get below, as 1.5MB.",
+    ),
+)
+"""How much may go, or must."""

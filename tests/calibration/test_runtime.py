@@ -8,12 +8,16 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 import pytest
+from ml_dtypes import bfloat16
+from onnx import TensorProto, helper
 
 from blockfold.calibration import runtime
 from blockfold.calibration.runtime import Runner, Runtime, choose_runtime, fixed_batch, load
 from blockfold.ir.errors import BadInput, Unsupported
+from blockfold.ir.onnx_extract import extract
 from blockfold.ir.onnx_file import read
 from blockfold.tests import networks
+from blockfold.tests.narrowing import narrowed
 from blockfold.tests.networks import compare, residual_mlp, run, samples, save_external
 
 CPU = Runtime(threads=1)
@@ -147,3 +151,38 @@ def test_an_onnxruntime_that_cannot_be_imported(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(BadInput, match=r"onnxruntime cannot be imported.*pip install onnxruntime"):
         load()
+
+
+def test_bfloat16_is_fed_and_fetched_as_float32() -> None:
+    """onnxruntime's Python interface has no such arrays: inputs, taps and outputs get Casts."""
+    kind = TensorProto.BFLOAT16
+    nodes = [
+        helper.make_node("Transpose", ["x"], ["inner"], perm=[1, 0]),
+        helper.make_node("Concat", ["inner", "inner"], ["y"], axis=1),
+    ]
+    x_info = helper.make_tensor_value_info("x", kind, ("n", 3))
+    y_info = helper.make_tensor_value_info("y", kind, (3, "m"))
+    graph = helper.make_graph(nodes, "narrow", [x_info], [y_info])
+    opsets = [helper.make_opsetid("", 20)]
+    model = read(helper.make_model(graph, opset_imports=opsets, ir_version=9))
+    x = np.random.default_rng(0).standard_normal((2, 3)).astype(np.float32)
+    held = x.astype(bfloat16).astype(np.float32)
+    assert (held != x).any()
+    runner = Runner(model, Runtime(threads=1), ["inner", "x"])
+    found = runner({"x": x})
+    assert {name: array.dtype for name, array in found.items()} == dict.fromkeys(
+        ("y", "inner", "x"), np.dtype(np.float32)
+    )
+    np.testing.assert_array_equal(found["inner"], held.T)
+    np.testing.assert_array_equal(found["y"], np.hstack([held.T, held.T]))
+    plain = Runner(model, Runtime(threads=1))
+    np.testing.assert_array_equal(plain.run_whole({"x": x})["y"], found["y"])
+    plain.run_only({"x": x})
+    piece = Runner(extract(model, ["inner"], ["y"]), Runtime(threads=1))
+    np.testing.assert_array_equal(piece.run_whole({"inner": x.T})["y"], found["y"])
+
+
+def test_what_a_provider_cannot_run_in_a_type_is_said() -> None:
+    model = narrowed(residual_mlp(1), TensorProto.BFLOAT16)
+    with pytest.raises(Unsupported, match="in the model's types: take another --provider"):
+        Runner(read(model), Runtime(threads=1))

@@ -16,7 +16,7 @@ from blockfold.ir.errors import BadInput
 from blockfold.ir.onnx_file import read
 from blockfold.ir.spans import Span
 from blockfold.passes.budget import DEFAULT_MAX_DROP, WORTH_CONFIRMING, Budget
-from blockfold.passes.fit import Recipe
+from blockfold.passes.recipe import Recipe
 from blockfold.passes.surrogates import Wish
 from blockfold.passes.task import make_task
 from blockfold.passes.trial import Trial, tempered

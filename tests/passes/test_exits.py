@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from blockfold.passes.exits import exit_errors
-from blockfold.passes.fit import Healing, Recipe
 from blockfold.passes.pipeline import build
+from blockfold.passes.recipe import Healing, Recipe
 from blockfold.passes.surrogates import Form, Wish
 from blockfold.tests.networks import labelled, residual_mlp, run
 from blockfold.tests.walking import walking

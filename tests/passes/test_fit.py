@@ -8,9 +8,10 @@ import pytest
 
 from blockfold.ir.onnx_file import read
 from blockfold.ir.spans import Span
-from blockfold.passes.fit import Healing, Recipe, Walk
+from blockfold.passes.fit import Walk
 from blockfold.passes.forms import mixes
 from blockfold.passes.pipeline import ALL_PASSES, rewrite
+from blockfold.passes.recipe import Healing, Recipe
 from blockfold.passes.surrogates import Form, Wish
 from blockfold.passes.task import Task
 from blockfold.tests.networks import (

@@ -18,7 +18,7 @@ from scipy.stats import binom
 from blockfold.calibration.quality import Scores
 from blockfold.passes.bounds import bound_paired
 from blockfold.passes.budget import Budget
-from blockfold.passes.fit import Recipe
+from blockfold.passes.recipe import Recipe
 from blockfold.passes.trial import Trial
 from blockfold.passes.verify import Forecast, counts, foretell
 

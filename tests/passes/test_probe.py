@@ -15,9 +15,9 @@ from blockfold.calibration.splits import split
 from blockfold.ir.onnx_file import read
 from blockfold.passes import probe as probing
 from blockfold.passes.costs import CostModel, Costs
-from blockfold.passes.fit import Healing, Recipe
 from blockfold.passes.layout import lay_out
 from blockfold.passes.probe import Option, Probe
+from blockfold.passes.recipe import Healing, Recipe
 from blockfold.passes.task import make_task, thinned
 from blockfold.passes.trial import Trials
 from blockfold.tests.networks import (

@@ -10,8 +10,8 @@ import pytest
 
 import blockfold
 from blockfold.calibration.solve import Solution
-from blockfold.passes.fit import Healing, Recipe
 from blockfold.passes.pipeline import ALL_PASSES, rewrite
+from blockfold.passes.recipe import Healing, Recipe
 from blockfold.passes.surrogates import Wish
 from blockfold.tests.networks import (
     FLOAT,

@@ -15,9 +15,9 @@ from blockfold.calibration.runtime import Runner, Runtime
 from blockfold.ir.errors import Unsupported
 from blockfold.ir.onnx_file import OnnxModel
 from blockfold.ir.torch_module import CompressedModule
-from blockfold.passes.fit import Healing, Recipe
 from blockfold.passes.layout import anatomies
 from blockfold.passes.pipeline import ALL_PASSES, rewrite
+from blockfold.passes.recipe import Healing, Recipe
 from blockfold.passes.replacement import Replacement
 from blockfold.passes.surrogates import Form, Wish
 from blockfold.passes.transplant import transplant

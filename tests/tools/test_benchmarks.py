@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 from blockfold.ir.spans import Span
-from blockfold.passes.fit import Healing, Recipe
+from blockfold.passes.recipe import Healing, Recipe
 from blockfold.passes.surrogates import Wish
 from blockfold.tests.networks import labelled, residual_mlp
 from blockfold.tools.benchmarks import compare, device, effort

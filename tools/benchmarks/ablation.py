@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from ...passes.fit import Recipe
+from ...passes.recipe import Recipe
 from ...passes.surrogates import Form, Wish
 
 WITHOUT_FOLD: Mapping[Form, Form] = {

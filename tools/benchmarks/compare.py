@@ -26,11 +26,11 @@ from ...ir.onnx_file import OnnxModel
 from ...passes.budget import Budget
 from ...passes.costs import CostModel, count_costs
 from ...passes.exits import exit_errors
-from ...passes.fit import Healing, Recipe
 from ...passes.layout import lay_out
 from ...passes.methods import METHODS, PRESETS, Method, Published
 from ...passes.pipeline import build
 from ...passes.probe import Option
+from ...passes.recipe import Healing, Recipe
 from ...passes.search import EMPHASES, Search
 from ...passes.surrogates import Wish
 from ...passes.task import Reference, Task
@@ -73,7 +73,7 @@ class Comparer:
             if rba is None:
                 break
             known = {m: recipe for m, recipe in own.items() if recipe is not None}
-            trials = dict(zip(known, self.trials.fit([*known.values()]), strict=True))
+            trials = dict(zip(known, self.trials.fit_all([*known.values()]), strict=True))
             trials["blockfold"] = self._search(trials["rba"])
             found.cells += self._cells("own spans", blocks, trials)
             spans = [wish.span for wish in rba.wishes]
@@ -99,7 +99,7 @@ class Comparer:
         forms = self.trials.forms
         mapping = {wish: forms.mapping(wish.span) for wish in trial.recipe.wishes}
         recipes = ablations(trial.recipe, mapping)
-        solved = self.trials.solved_on_both(self.trials.fit([*recipes.values()]))
+        solved = self.trials.solved_on_both(self.trials.fit_all([*recipes.values()]))
         for name, replacements in zip(recipes, solved, strict=True):
             damage = damage_by(self.task, self.certify, build(self.task.plain, replacements))
             yield Ablation(blocks, name, damage.value, damage.smooth)
@@ -130,7 +130,7 @@ class Comparer:
         picked = any(stop.picked for stop in self.trials.walk.stops)
         weights = EMPHASES if picked else EMPHASES[:1]
         ours = [Recipe(wishes, Healing(e, e)) for wishes in dict.fromkeys(sets) for e in weights]
-        fitted = self.trials.fit([*recipes.values(), *ours])
+        fitted = self.trials.fit_all([*recipes.values(), *ours])
         found: dict[Method, Trial] = dict(zip(recipes, fitted, strict=False))
         found["blockfold"] = min(fitted[len(recipes) :], key=lambda trial: trial.damage)
         return found

@@ -64,7 +64,7 @@ def published(method: Method) -> Callable[[Given], Made]:
         free = CostModel(layout.anatomies, Costs(1.0, {}, {}))
         with Trials(task, layout, free, None) as trials:
             recipes = Published(trials).recipes(method, Budget.of(remove=given.remove))
-            (trial,) = trials.fit(recipes)
+            (trial,) = trials.fit_all(recipes)
             (replacements,) = trials.solved_on_both([trial])
         model = rewrite(task.model, replacements, {}, ALL_PASSES).model
         return Made(model, trial.blocks, [r.span.name for r in replacements])

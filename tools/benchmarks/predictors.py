@@ -22,8 +22,8 @@ from scipy.stats import spearmanr
 
 from ...passes.budget import Budget
 from ...passes.costs import CostModel, Costs
-from ...passes.fit import Healing, Recipe
 from ...passes.rating import METRICS, rating
+from ...passes.recipe import Healing, Recipe
 from ...passes.score import score
 from ...passes.search import Search
 from ...passes.surrogates import Wish
@@ -63,7 +63,7 @@ def correlations(name: str, task: Task) -> list[Correlation]:
         damages = [
             trial.damage
             for at in range(0, len(recipes), TOGETHER)
-            for trial in trials.fit(recipes[at : at + TOGETHER])
+            for trial in trials.fit_all(recipes[at : at + TOGETHER])
         ]
         options = Search(trials, Budget.of()).probe().options()
     foretold = {option.wish: option.foretold for option in options}

@@ -21,10 +21,10 @@ from sklearn.preprocessing import StandardScaler
 from ...calibration.runtime import Runner
 from ...ir.onnx_file import OnnxModel
 from ...ir.spans import Span, prove
-from ...passes.fit import Healing, Recipe
 from ...passes.layout import lay_out
 from ...passes.methods import PLAIN
 from ...passes.pipeline import build
+from ...passes.recipe import Healing, Recipe
 from ...passes.search import EMPHASES
 from ...passes.surrogates import Form, Wish
 from ...passes.task import Samples, Task
@@ -67,7 +67,7 @@ def _accuracies(seed: int) -> dict[str, dict[str, float]]:
                         task.plain.graph, stream, run[0].start, run[-1].stop, layout.observed
                     )
                     assert isinstance(span, Span)
-                    made = trials.solved_on_both(trials.fit(_recipes(trials, span)))
+                    made = trials.solved_on_both(trials.fit_all(_recipes(trials, span)))
                     accuracies = [_probed(task, build(task.plain, each)) for each in made]
                     name = f"{first} .. {first + length - 1}" if length > 1 else str(first)
                     found[name] = dict(zip(METHODS, accuracies, strict=True)) | {
