@@ -57,7 +57,7 @@ def opened(model: train.VisionTransformer, seed: int) -> Iterator[Task]:
 
 
 def flop_costs(task: Task, layout: Layout) -> Costs:
-    """Costs in FLOPs of one image."""
+    """Costs in FLOPs of one image: no clock has a part in what an experiment finds."""
     return count_costs(task, layout, opening.profile_of(task, opening.Settings()))
 
 
