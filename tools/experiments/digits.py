@@ -25,22 +25,32 @@ from .. import opening
 from ..demo import train
 
 WIDTH, DEPTH, EPOCHS = 16, 6, 60
+DEEP_DEPTH, DEEP_EPOCHS = 8, 150
 
 
 @cache
 def trained(
-    seed: int, width: int = WIDTH, depth: int = DEPTH, lacoot: float = 0.0
+    seed: int,
+    width: int = WIDTH,
+    depth: int = DEPTH,
+    epochs: int = EPOCHS,
+    lacoot: float = 0.0,
 ) -> train.VisionTransformer:
     """A network trained with a LaCoOT penalty of that weight; the same object each time."""
     images, labels, _, _ = train.split(seed)
     torch.manual_seed(seed)
     model = train.VisionTransformer(width, depth)
     if lacoot == 0.0:
-        train.fit(model, images, labels, EPOCHS)
+        train.fit(model, images, labels, epochs)
         return model
     with LaCoOT(model, weight=lacoot) as conditioned:
-        train.fit(model, images, labels, EPOCHS, penalty=conditioned.penalty)
+        train.fit(model, images, labels, epochs, penalty=conditioned.penalty)
     return model
+
+
+def deep(seed: int, lacoot: float = 0.0) -> train.VisionTransformer:
+    """One that is deeper than digits call for, and trained for longer."""
+    return trained(seed, WIDTH, DEEP_DEPTH, DEEP_EPOCHS, lacoot)
 
 
 @contextmanager
