@@ -52,7 +52,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     digits.trained.cache_clear()
     monkeypatch.setattr(digits, "DEEP_EPOCHS", 2)
     monkeypatch.setattr(sparse, "EPOCHS", 2)
-    monkeypatch.setattr(lacoot, "WEIGHTS", (0.0, 1.0))
+    monkeypatch.setattr(lacoot, "PENALTIES", ((0.0, False), (1.0, True)))
     monkeypatch.setattr(sparse, "SPARSITIES", (0.9,))
     monkeypatch.setattr(sparse, "WEIGHTS", (0.0, 1e-4, 1e-2))
     monkeypatch.setattr(rba, "LENGTHS", (3,))

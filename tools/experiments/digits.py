@@ -35,6 +35,7 @@ def trained(
     depth: int = DEPTH,
     epochs: int = EPOCHS,
     lacoot: float = 0.0,
+    relative: bool = False,
 ) -> train.VisionTransformer:
     """A network trained with a LaCoOT penalty of that weight; the same object each time."""
     images, labels, _, _ = train.split(seed)
@@ -43,14 +44,14 @@ def trained(
     if lacoot == 0.0:
         train.fit(model, images, labels, epochs)
         return model
-    with LaCoOT(model, weight=lacoot) as conditioned:
+    with LaCoOT(model, weight=lacoot, relative=relative) as conditioned:
         train.fit(model, images, labels, epochs, penalty=conditioned.penalty)
     return model
 
 
-def deep(seed: int, lacoot: float = 0.0) -> train.VisionTransformer:
+def deep(seed: int, lacoot: float = 0.0, relative: bool = False) -> train.VisionTransformer:
     """One that is deeper than digits call for, and trained for longer."""
-    return trained(seed, WIDTH, DEEP_DEPTH, DEEP_EPOCHS, lacoot)
+    return trained(seed, WIDTH, DEEP_DEPTH, DEEP_EPOCHS, lacoot, relative)
 
 
 @contextmanager
