@@ -76,8 +76,10 @@ class LaCoOT(Penalty):
     with x_k, y_k (B, D) a block's input and output over the batch, flattened; smaller means more
     redundant. Published weights: ResNet-18 on CIFAR-10 5, MobileNetV2 9, Swin-T on CIFAR-10 0.1, on
     Tiny-ImageNet 1; with 50 random directions drawn anew each pass (`directions`), none improved
-    (`steps` 0) and no scale (`dimension_scale` False). What these mean, and why a weight depends on
-    D without the last two: `calibration/metrics/sliced_wasserstein.py`.
+    (`steps` 0) and no scale (`dimension_scale` and `relative` False). What these mean, and why a
+    weight depends on D without them: `calibration/metrics/sliced_wasserstein.py`. A network that
+    normalises its stream before use can meet the published penalty by shrinking the stream as a
+    whole, which makes no block redundant; `relative` leaves it no such way.
 
     `blocks` are names; without them, the items of the longest ModuleList or Sequential whose items
     are all of one class. Blocks must keep the shape. After training, `order()` gives the blocks in
@@ -94,13 +96,15 @@ class LaCoOT(Penalty):
         directions: int = DIRECTIONS,
         steps: int = 0,
         dimension_scale: bool = False,
+        relative: bool = False,
     ) -> None:
         if directions < 1 or steps < 0:
             raise BadInput(
                 f"{directions} directions with {steps} steps: give at least 1 and at least 0"
             )
         super().__init__(model, find_blocks(model) if blocks is None else blocks, weight)
-        self._count, self._steps, self._scale = directions, steps, dimension_scale
+        self._count, self._steps = directions, steps
+        self._scale, self._relative = dimension_scale, relative
 
     def penalty(self) -> torch.Tensor:
         found = [value for values in self._distances().values() for value in values]
@@ -134,6 +138,7 @@ class LaCoOT(Penalty):
                         count=self._count,
                         steps=self._steps,
                         dimension_scale=self._scale,
+                        relative=self._relative,
                     )
                 found.setdefault(name, []).append(value)
         return found

@@ -14,6 +14,9 @@ anew each step), or improved from random ones by steps up the gradient. The best
 directions sees only about sqrt(2 ln K / D) of a move, less where D is larger; `dimension_scale`
 multiplies by sqrt(D), so that moves of equal length weigh the same in blocks of different D.
 Improved directions see the whole move and need no scale.
+
+`relative` divides by the root of the mean variance of x's features, what x spreads along an average
+direction. Then a block's distance does not fall when its input shrinks as a whole.
 Source: LaCoOT, arXiv 2406.08933.
 """
 
@@ -39,12 +42,13 @@ def max_sliced_wasserstein(
     seed: int | None = None,
     steps: int = 0,
     dimension_scale: bool = False,
+    relative: bool = False,
 ) -> AnyArray:
     """Of x and y, both (n, ...) of one shape: a scalar array.
 
     `directions` (D, K) are used as they are; without them `count` are drawn (see
     `random_directions`). `steps` of ascent improve either (see `improved_directions`); the gradient
-    of the distance takes directions as constants.
+    of the distance takes directions as constants. An x that never varies is `relative` to 1.
     """
     x, y = _pair(x, y)
     xp = namespace(x, y)
@@ -58,7 +62,12 @@ def max_sliced_wasserstein(
     if steps:
         directions = improved_directions(x, y, directions, steps=steps)
     largest = safe_root(xp.max(_squared_distances(x, y, directions)))
-    return largest * float(x.shape[1]) ** 0.5 if dimension_scale else largest
+    if dimension_scale:
+        largest = largest * float(x.shape[1]) ** 0.5
+    if relative:
+        spread = safe_root(xp.mean((x - xp.mean(x, axis=0)) ** 2))
+        largest = largest / xp.where(spread > 0, spread, xp.ones_like(spread))
+    return largest
 
 
 def random_directions(x: AnyArray, count: int = DIRECTIONS, seed: int | None = None) -> AnyArray:

@@ -117,6 +117,25 @@ def test_random_directions_see_less_of_a_move_in_many_dimensions_unless_scaled()
     assert plain[1] == pytest.approx(math.sqrt(2 * math.log(50) / 1024), rel=0.4)
 
 
+def test_a_relative_distance_does_not_fall_when_all_shrinks() -> None:
+    x, y = np.random.default_rng(11).standard_normal((2, 40, 6))
+    directions = random_directions(x, 20, seed=0)
+    plain = [max_sliced_wasserstein(s * x, s * y, directions) for s in (1.0, 1e-3)]
+    relative = [max_sliced_wasserstein(s * x, s * y, directions, relative=True) for s in (1, 1e-3)]
+    assert plain[1] == pytest.approx(1e-3 * plain[0])
+    assert relative[1] == pytest.approx(relative[0])
+    assert relative[0] == pytest.approx(plain[0] / np.sqrt(x.var(axis=0).mean()))
+
+
+def test_relative_to_what_never_varies_is_the_distance_itself() -> None:
+    x = torch.ones(10, 4, requires_grad=True)
+    y = x * torch.arange(10.0)[:, None]
+    found = max_sliced_wasserstein(x, y, seed=0, relative=True)
+    torch.testing.assert_close(found, max_sliced_wasserstein(x, y, seed=0))
+    torch.autograd.backward(found)
+    assert x.grad is not None and bool(torch.isfinite(x.grad).all())
+
+
 def test_the_identity_and_any_other_order_of_rows_are_at_no_distance() -> None:
     assert msw(X, X, seed=0) == 0.0
     assert msw(X, X[::-1].copy(), seed=0) == pytest.approx(0.0, abs=1e-12)

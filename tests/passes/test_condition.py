@@ -50,6 +50,28 @@ def test_lacoot_is_the_weighted_mean_over_blocks(x: torch.Tensor) -> None:
     torch.testing.assert_close(found, 0.7 * expected.mean(), rtol=1e-5, atol=1e-7)
 
 
+def test_shrinking_the_stream_does_not_meet_a_relative_penalty(x: torch.Tensor) -> None:
+    """With all weights of blocks that normalise first, and of what feeds them, made smaller."""
+
+    class Normed(Block):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x + nn.functional.linear(nn.functional.normalize(x), self.inner.weight)
+
+    net = Net(Normed(), Normed())
+    found: dict[bool, list[float]] = {False: [], True: []}
+    for scale in (1.0, 0.1):
+        with torch.no_grad():
+            for weight in (net.embed.weight, net.embed.bias, *net.body.parameters()):
+                weight *= scale
+        for relative, values in found.items():
+            with LaCoOT(net, weight=1.0, relative=relative) as lacoot:
+                net(x)
+                torch.manual_seed(2)
+                values.append(float(lacoot.penalty().detach()))
+    assert found[False][1] == pytest.approx(0.1 * found[False][0], rel=1e-4)
+    assert found[True][1] == pytest.approx(found[True][0], rel=1e-4)
+
+
 def test_cka_sr_is_the_sum_over_ordered_pairs_of_a_stage(x: torch.Tensor) -> None:
     net = Net()
     outputs = [value[:8] for value in stream(net, x)[1:]]

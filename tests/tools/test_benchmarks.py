@@ -11,10 +11,11 @@ import pytest
 from click.testing import CliRunner
 
 from blockfold.ir.spans import Span
+from blockfold.passes.rating import METRICS
 from blockfold.passes.recipe import Healing, Recipe
 from blockfold.passes.surrogates import Wish
 from blockfold.tests.networks import labelled, residual_mlp
-from blockfold.tools.benchmarks import compare, device, effort
+from blockfold.tools.benchmarks import compare, device, effort, predictors
 from blockfold.tools.benchmarks.ablation import ablations
 from blockfold.tools.benchmarks.paired import Damage, correlation, similarities
 
@@ -106,3 +107,22 @@ def test_statistics_are_timed_on_a_device_beside_plain_passes(
     rows = [line.split("|")[1:3] for line in ran.output.splitlines() if line.startswith("| ")][2:]
     assert [name.split(",")[0].strip() for name, _ in rows] == ["torch", "graph", "fetched"]
     assert all(float(ratio) > 0 for _, ratio in rows)
+
+
+def test_what_metrics_foretell_is_told_of_a_model_of_ones_own(tmp_path: Path) -> None:
+    """Two of six blocks are affine: their maps do no damage, and only some metrics know."""
+    model = residual_mlp(6, affine=(1, 4))
+    onnx.save(model, tmp_path / "model.onnx")
+    np.savez(tmp_path / "samples.npz", allow_pickle=False, **labelled(model, 240))
+    target = tmp_path / "found.json"
+    files = [str(tmp_path / name) for name in ("model.onnx", "samples.npz")]
+    words = ["--model", "mine", *files, "accuracy", "--json", str(target)]
+    ran = CliRunner().invoke(predictors.main, words, catch_exceptions=False)
+    assert ran.exit_code == 0
+    found = {one["metric"]: one for one in json.loads(target.read_text())}
+    assert list(found) == [*METRICS, predictors.FORETOLD]
+    assert {one["units"] for one in found.values()} == {6}
+    for knowing in ("affine-r2", "nbl", predictors.FORETOLD):
+        assert found[knowing]["mapped"] > 0.7
+    assert found["block-influence"]["mapped"] < found["affine-r2"]["mapped"]
+    assert f"| {predictors.FORETOLD} |" in ran.output

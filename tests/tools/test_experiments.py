@@ -12,6 +12,7 @@ from torch import nn
 from blockfold.passes.rating import METRICS
 from blockfold.tools.experiments import cost, digits, family, lacoot, rba, shortlist, sparse
 from blockfold.tools.experiments.__main__ import main
+from blockfold.tools.experiments.lacoot import Removal
 from blockfold.tools.experiments.sparse import PRUNED_AT, Pruner
 from blockfold.tools.experiments.tables import each, spread, table
 
@@ -49,9 +50,9 @@ def test_pruned_weights_are_the_smallest_and_stay_zero() -> None:
 def small(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Two epochs of training, and few of what is compared."""
     digits.trained.cache_clear()
-    for module in (digits, sparse):
-        monkeypatch.setattr(module, "EPOCHS", 2)
-    monkeypatch.setattr(lacoot, "WEIGHTS", (0.0, 1.0))
+    monkeypatch.setattr(digits, "DEEP_EPOCHS", 2)
+    monkeypatch.setattr(sparse, "EPOCHS", 2)
+    monkeypatch.setattr(lacoot, "PENALTIES", ((0.0, False), (1.0, True)))
     monkeypatch.setattr(sparse, "SPARSITIES", (0.9,))
     monkeypatch.setattr(sparse, "WEIGHTS", (0.0, 1e-4, 1e-2))
     monkeypatch.setattr(rba, "LENGTHS", (3,))
@@ -61,7 +62,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("small")
-@pytest.mark.parametrize(("name", "rows"), [("sparse", 3), ("rba", 4), ("lacoot", 2)])
+@pytest.mark.parametrize(("name", "rows"), [("sparse", 3), ("rba", 6), ("lacoot", 2)])
 @pytest.mark.filterwarnings("ignore")  # torch's exporter has some of its own
 def test_an_experiment_runs(name: str, rows: int) -> None:
     ran = CliRunner().invoke(main, [name, "--seeds", "2"], catch_exceptions=False)
@@ -69,6 +70,13 @@ def test_an_experiment_runs(name: str, rows: int) -> None:
     lines = [line for line in ran.stdout.splitlines() if line.startswith("| ")]
     assert len(lines) == 2 + rows
     assert len({line.count("|") for line in lines}) == 1
+    if name == "rba":  # even features of a network hardly trained sort digits
+        assert float(lines[2].split(" | ")[1].split()[0]) > 50
+
+
+def test_blocks_go_until_the_first_that_costs_more() -> None:
+    removal = Removal((0.95, 0.945, 0.93, 0.949, 0.5), (0.9,) * 5, 0.0)
+    assert [removal.gone(drop) for drop in (0.001, 0.01, 0.03, 0.9)] == [0, 1, 3, 4]
 
 
 def test_ratios_of_times_are_beside_a_plain_step(monkeypatch: pytest.MonkeyPatch) -> None:

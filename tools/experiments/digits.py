@@ -25,22 +25,33 @@ from .. import opening
 from ..demo import train
 
 WIDTH, DEPTH, EPOCHS = 16, 6, 60
+DEEP_DEPTH, DEEP_EPOCHS = 8, 150
 
 
 @cache
 def trained(
-    seed: int, width: int = WIDTH, depth: int = DEPTH, lacoot: float = 0.0
+    seed: int,
+    width: int = WIDTH,
+    depth: int = DEPTH,
+    epochs: int = EPOCHS,
+    lacoot: float = 0.0,
+    relative: bool = False,
 ) -> train.VisionTransformer:
     """A network trained with a LaCoOT penalty of that weight; the same object each time."""
     images, labels, _, _ = train.split(seed)
     torch.manual_seed(seed)
     model = train.VisionTransformer(width, depth)
     if lacoot == 0.0:
-        train.fit(model, images, labels, EPOCHS)
+        train.fit(model, images, labels, epochs)
         return model
-    with LaCoOT(model, weight=lacoot) as conditioned:
-        train.fit(model, images, labels, EPOCHS, penalty=conditioned.penalty)
+    with LaCoOT(model, weight=lacoot, relative=relative) as conditioned:
+        train.fit(model, images, labels, epochs, penalty=conditioned.penalty)
     return model
+
+
+def deep(seed: int, lacoot: float = 0.0, relative: bool = False) -> train.VisionTransformer:
+    """One that is deeper than digits call for, and trained for longer."""
+    return trained(seed, WIDTH, DEEP_DEPTH, DEEP_EPOCHS, lacoot, relative)
 
 
 @contextmanager
@@ -57,7 +68,7 @@ def opened(model: train.VisionTransformer, seed: int) -> Iterator[Task]:
 
 
 def flop_costs(task: Task, layout: Layout) -> Costs:
-    """Costs in FLOPs of one image."""
+    """Costs in FLOPs of one image: no clock has a part in what an experiment finds."""
     return count_costs(task, layout, opening.profile_of(task, opening.Settings()))
 
 

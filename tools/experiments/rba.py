@@ -29,7 +29,7 @@ from ...passes.search import EMPHASES
 from ...passes.surrogates import Form, Wish
 from ...passes.task import Samples, Task
 from ...passes.trial import Trials
-from .digits import DEPTH, free, opened, trained
+from .digits import DEEP_DEPTH, deep, free, opened
 from .tables import spread, table
 
 LENGTHS = (1, 2, 3)
@@ -55,13 +55,13 @@ def report(seeds: Sequence[int]) -> Iterator[str]:
 def _accuracies(seed: int) -> dict[str, dict[str, float]]:
     """Per span, and per method, the accuracy of a head trained on what the method leaves."""
     found = {}
-    with opened(trained(seed), seed) as task:
+    with opened(deep(seed), seed) as task:
         layout = lay_out(task)
         (stream,) = layout.anatomies
         original = _probed(task, task.plain)
         with Trials(task, layout, free(layout), None) as trials:
             for length in LENGTHS:
-                for first in range(DEPTH - length + 1):
+                for first in range(DEEP_DEPTH - length + 1):
                     run = stream.blocks[first : first + length]
                     span = prove(
                         task.plain.graph, stream, run[0].start, run[-1].stop, layout.observed
@@ -89,7 +89,7 @@ def _recipes(trials: Trials, span: Span) -> list[Recipe]:
 def _probed(task: Task, model: OnnxModel) -> float:
     """Accuracy on the certify split of a head trained on the fit and select splits' features."""
     splits = task.splits
-    seen = np.concatenate([splits.fit, splits.select])
+    seen = np.sort(np.concatenate([splits.fit, splits.select]))  # the order of batches
     head = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000))
     head.fit(_features(task, model, seen), task.labels(seen))
     return float(head.score(_features(task, model, splits.certify), task.labels(splits.certify)))
