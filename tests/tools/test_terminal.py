@@ -46,7 +46,7 @@ def test_on_demand_each_is_told_with_its_node() -> None:
     ("words", "begun", "expected"),
     [
         (["optimize", "--metric"], "a", {"accuracy", "agreement"}),
-        (["optimize", "--method"], "r", {"rba", "replaceme"}),
+        (["optimize", "--method"], "rb", {"rba"}),
         (["bench", "--provider"], "cu", {"cuda"}),
         (["inspect"], "mod", {"file"}),
         (["rank", "--data"], "sam", {"file"}),
