@@ -124,7 +124,7 @@ def _require_alike(before: OnnxModel, after: OnnxModel, plan: Plan | None) -> No
         if tuple(name for name in old if name not in missing) != new:
             other = sorted(set(old).symmetric_difference(new) - set(missing))
             raise Unlike(
-                f"the two models have different {kind} and cannot be compared: "
-                f"{', '.join(other) or 'another order'}; where caches were dropped, keep the plan "
-                "beside the new model"
+                "the two models have different inputs or outputs and cannot be compared: "
+                f"{kind} {', '.join(other) or 'in another order'}; where caches were dropped, keep "
+                "the plan beside the new model"
             )
