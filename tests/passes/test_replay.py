@@ -13,6 +13,8 @@ import pytest
 from blockfold.ir.errors import BadInput
 from blockfold.ir.onnx_file import read
 from blockfold.ir.onnx_unfuse import unfuse
+from blockfold.passes import replay
+from blockfold.passes.base import PassError
 from blockfold.passes.layout import anatomies
 from blockfold.passes.plan import read_plan, replacements_of
 from blockfold.tests.networks import (
@@ -174,6 +176,19 @@ def test_an_edit_is_told_why_it_is_no_span(written: Written, tmp_path: Path) -> 
         path = edited(written, tmp_path, **change)
         with pytest.raises(BadInput, match=said):
             api.apply(written.model, path, written.data, **CAREFUL)
+
+
+def test_a_rewrite_that_fails_is_the_plans_fault(
+    written: Written, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A plan that is signed anew may hold anything."""
+
+    def failing(*_: object) -> None:
+        raise PassError("substitute: an input is gone")
+
+    monkeypatch.setattr(replay, "rewrite", failing)
+    with pytest.raises(BadInput, match="the plan does not fit the model: substitute: an input"):
+        api.apply(written.model, edited(written, tmp_path))
 
 
 def test_two_edited_spans_must_not_touch(written: Written, tmp_path: Path) -> None:

@@ -68,6 +68,15 @@ def test_a_plan_that_folds_what_is_not_there(result: ModuleResult, tmp_path: Pat
     refused(path, Network(1), "folds what this module has not")
 
 
+def test_a_plan_that_drops_caches(result: ModuleResult, tmp_path: Path) -> None:
+    def dropping(plan: Plan) -> Plan:
+        cache = plan.cache.model_copy(update={"outputs": ("present",)})
+        return signed(plan.model_copy(update={"cache": cache}))
+
+    path = planned(result, tmp_path, dropping)
+    refused(path, network(), "drops caches, and a captured module keeps its outputs; export it")
+
+
 def test_a_promise_for_a_replay(result: ModuleResult, tmp_path: Path) -> None:
     path = planned(result, tmp_path, lambda plan: plan)
     with pytest.raises(BadInput, match=r"replay is not certified; apply the plan to its export"):

@@ -6,12 +6,14 @@ import importlib.util
 import json
 import shutil
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import onnx
 import pytest
 
+from blockfold.ir.errors import BadInput
 from blockfold.tests.tools import pages
 from blockfold.tests.tools.harness import CommandLine, Files, network
 
@@ -124,3 +126,11 @@ def test_what_cannot_be_kept_fails_the_workflow(
         run(example, **fold)
     assert said in str(failed.value)
     assert not (example / "out/model.onnx").exists()
+
+
+def test_samples_come_by_one_way() -> None:
+    from blockfold.tools.olive_pass import _data
+
+    for given in ({"data": None, "data_config": None}, {"data": "x.npz", "data_config": {}}):
+        with pytest.raises(BadInput, match="give samples by `data` or by `data_config`, one of"):
+            _data(cast(Any, None), SimpleNamespace(**given))
