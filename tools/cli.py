@@ -112,7 +112,8 @@ def survey(model: str, target: str, as_json: bool, **given: Any) -> None:
     \b
     blockfold survey model.onnx --data samples.npz --shard 2/4 -o part2.safetensors
     blockfold survey model.onnx part*.safetensors -o all.safetensors
-    torchrun --nproc-per-node 4 -m blockfold survey model.onnx --data samples.npz -o all.safetensors
+    torchrun --nproc-per-node 4 -m blockfold survey model.onnx \\
+        --data samples.npz -o all.safetensors
     """
     data = given.pop("data")
     found = surveying.survey_to(target, model, data, stage=bars, **given)
@@ -145,7 +146,9 @@ def survey(model: str, target: str, as_json: bool, **given: Any) -> None:
 @click.option(
     "--rank-by",
     type=click.Choice(METRICS),
-    help="Metric that shortlists spans.  [default: the damage foretold of them]",
+    metavar="METRIC",
+    help=f"Metric that shortlists spans: {', '.join(METRICS)}.  "
+    "[default: the damage foretold of them]",
 )
 @click.option("--skip", multiple=True, metavar="PASS", help="Leave out a pass: cleanup.")
 @options.drop_cache
