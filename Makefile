@@ -4,13 +4,17 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint hashes licences clean
+.PHONY: demo test errors lint hashes licences clean
 
 demo: $(VENV)/demo.stamp
 	$(BIN)/blockfold demo -o blockfold-demo.onnx
 
 test: $(VENV)/dev.stamp
 	$(BIN)/python -m pytest
+
+# All tests, and a list of the errors that none of them provokes.
+errors: $(VENV)/dev.stamp
+	$(BIN)/python -m pytest --every-error
 
 lint: $(VENV)/dev.stamp
 	$(BIN)/ruff check .

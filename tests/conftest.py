@@ -9,6 +9,10 @@ from blockfold.tests.raised import keep_account
 LAST = "test_every_error.py"
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--every-error", action="store_true", help="fail where no test raises one")
+
+
 def pytest_configure() -> None:
     keep_account()
 
