@@ -60,7 +60,7 @@ class Mean(nn.Module):
             return x.mean(tuple(range(1, x.ndim - 1)), keepdim=True)
         row = mask.bool().to(x.dtype).unsqueeze(1)
         count = row.sum(2, keepdim=True)
-        return (row @ x) / count.clamp_min(1)
+        return (row / count.clamp_min(1)) @ x
 
 
 class MapWithContext(nn.Module):
