@@ -131,11 +131,10 @@ def test_the_search_considers_what_the_metric_rates_lowest(
     assert [wish.span.name for wish in best.recipe.wishes] == [f"blocks.{IDLE}"]
 
 
-@pytest.mark.parametrize("metric", ["nbl", "cka"])
-def test_a_metric_shortlists_spans_of_the_main_job(metric: Metric) -> None:
+def test_a_metric_shortlists_spans_of_the_main_job() -> None:
     model = residual_mlp(4, affine=(2,))
-    result = blockfold.optimize(model, labelled(model, 320), remove=1, rank_by=metric, **QUICK)
-    assert result.plan.rank_by == metric
+    result = blockfold.optimize(model, labelled(model, 320), remove=1, rank_by="nbl", **QUICK)
+    assert result.plan.rank_by == "nbl"
     assert [decision.name for decision in result.plan.decisions] == ["blocks.2"]
 
 

@@ -149,7 +149,7 @@ def output_is_one_number_for_all_samples(place: Place) -> Words:
     return place.optimize("--output", "total", "--metric", "cosine", model=place.onnx(proto))
 
 
-@case(BAD_INPUT, "different inputs", "same data")
+@case(BAD_INPUT, "different inputs or outputs", "compared")
 def bench_two_strangers(place: Place) -> Words:
     proto = network()
     proto.graph.input[0].name = "z"

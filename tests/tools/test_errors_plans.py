@@ -131,7 +131,7 @@ def costs_of_a_plan_without_any(place: Place) -> Words:
     return place.optimize("--costs", plan)
 
 
-@case(BAD_INPUT, "different outputs", "compared")
+@case(BAD_INPUT, "different inputs or outputs", "compared")
 def verify_two_strangers(place: Place) -> Words:
     proto = network()
     proto.graph.output[0].name = proto.graph.node[-1].output[0] = "scores"
