@@ -59,6 +59,7 @@ def test_shards_become_one_file_beside_the_model_wherever_it_is_loaded_from(
         "small.onnx.data",
         "small.plan.json",
         "small.plan.safetensors",
+        "small.report.html",
     }
     made = onnx.load(target, load_external_data=False)
     places = [
