@@ -29,6 +29,9 @@ from .task import Task
 ROUNDS = 25
 """Turns of two models; a unit is a small part of the whole, so they are many."""
 
+ROUND_SECONDS = 0.025
+"""Of each of the two in a turn: the whole model is in every pair, so half the usual will do."""
+
 TIMED: tuple[Form, ...] = ("affine", "affine + context", "conv")
 """Surrogates that are timed; folded ones cost nothing, and folding adds nothing to the others."""
 
@@ -106,7 +109,8 @@ def measure_costs(task: Task, layout: Layout, profile: Profile) -> Costs:
         # Two models are open at a time: all at once would take many times the model's memory.
         with task.stage("latency of units", 1) as advance:
             for model in changed:
-                pair = take_turns([original, Runner(model, task.runtime)], profile, rounds=ROUNDS)
+                runners = [original, Runner(model, task.runtime)]
+                pair = take_turns(runners, profile, rounds=ROUNDS, round_seconds=ROUND_SECONDS)
                 # differences within a round: what slows the machine for a while slows both
                 saved.append(float(np.median(pair[0].rounds_ms - pair[1].rounds_ms)))
                 wholes.append(pair[0].median_ms)
