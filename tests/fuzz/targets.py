@@ -28,11 +28,8 @@ from blockfold.ir.onnx_file import OnnxModel, read, write
 from blockfold.ir.onnx_linear import as_weight, linear_into, matrix, offset
 from blockfold.ir.onnx_unfuse import fuse, unfuse
 from blockfold.ir.staging import staged
-from blockfold.passes.budget import Budget
 from blockfold.passes.layout import anatomies, offered
 from blockfold.passes.plan import (
-    DataRecord,
-    ModelRecord,
     Plan,
     decision_of,
     read_plan,
@@ -45,6 +42,7 @@ from blockfold.passes.replay import replay
 from blockfold.passes.surrogates import Form
 from blockfold.tests import networks
 from blockfold.tests.networks import FLOAT, Arrays, Net
+from blockfold.tests.planning import plan_of
 
 from . import mutate
 
@@ -261,32 +259,7 @@ def planned() -> tuple[OnnxModel, Plan, bytes]:
         known = None if form == "identity" else solution
         found.append(Replacement(span, known, 0.1, form, linear))
     tensors = tensor_bytes(tensors_of(found))
-    plan = Plan(
-        blockfold="0.1.0",
-        versions={"numpy": "2"},
-        provider="CPUExecutionProvider",
-        threads=1,
-        batch=32,
-        metric="cosine",
-        output="logits",
-        budget=Budget.of(max_drop=0.01),
-        skipped=(),
-        model=ModelRecord(sha256=model.sha256, size_bytes=1, nodes=1, parameters=1),
-        data=DataRecord(
-            sha256="",
-            samples=8,
-            fit=2,
-            select=2,
-            certify=4,
-            seed=0,
-            fractions=(0.25, 0.25, 0.5),
-            mask=None,
-            random=False,
-        ),
-        decisions=tuple(map(decision_of, found)),
-        refusals=(),
-        tensors_sha256=hashlib.sha256(tensors).hexdigest(),
-    )
+    plan = plan_of(model.sha256, [decision_of(r) for r in found], tensors, metric="cosine")
     return model, plan, tensors
 
 

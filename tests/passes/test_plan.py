@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -15,12 +14,9 @@ from blockfold.calibration.solve import Solution
 from blockfold.ir.errors import BadInput
 from blockfold.ir.onnx_file import read
 from blockfold.ir.spans import Refusal, Span
-from blockfold.passes.budget import Budget
 from blockfold.passes.costs import Costs
 from blockfold.passes.plan import (
-    DataRecord,
     Decision,
-    ModelRecord,
     Plan,
     TrialRecord,
     decision_of,
@@ -33,6 +29,7 @@ from blockfold.passes.plan import (
 )
 from blockfold.passes.replacement import Replacement
 from blockfold.tests.networks import residual_mlp
+from blockfold.tests.planning import plan_of
 
 SPAN = Span("x", 1, 2, "h0", "h1", -1, 3, "float32", "blocks.1", 1.0, frozenset({4, 5}), ("c",))
 SOLUTION = Solution(
@@ -50,33 +47,12 @@ TENSORS = tensor_bytes(tensors_of([MAPPED, DROPPED]))
 
 
 def make_plan(*decisions: Decision) -> Plan:
-    plan = Plan(
-        blockfold="0.1.0",
-        versions={"numpy": "2"},
-        provider="CPUExecutionProvider",
-        threads=1,
-        batch=32,
-        metric="accuracy",
-        output="logits",
-        budget=Budget.of(max_drop=0.01),
-        skipped=(),
-        model=ModelRecord(sha256="ab", size_bytes=1, nodes=2, parameters=3),
-        data=DataRecord(
-            sha256="cd",
-            samples=8,
-            fit=2,
-            select=2,
-            certify=4,
-            seed=0,
-            fractions=(0.25, 0.25, 0.5),
-            mask=None,
-            random=False,
-        ),
-        decisions=decisions or (decision_of(MAPPED), decision_of(DROPPED)),
+    return plan_of(
+        "ab",
+        decisions or (decision_of(MAPPED), decision_of(DROPPED)),
+        TENSORS,
         refusals=(Refusal(4, 5, "head", "its ends differ", "Gemm"),),
-        tensors_sha256=hashlib.sha256(TENSORS).hexdigest(),
     )
-    return plan.model_copy(update={"sha256": plan.digest()})
 
 
 def write_plan(folder: Path, content: str, tensors: bytes = TENSORS) -> Path:

@@ -82,19 +82,6 @@ def assert_one_line(ran: Ran, code: int, words: Sequence[str]) -> str:
     return line.removeprefix("blockfold: ")
 
 
-def registrar(cases: list[Any]) -> Callable[..., Callable[[Case], Case]]:
-    """A decorator for commands that must end with a code and a line holding some words."""
-
-    def case(code: int, *words: str) -> Callable[[Case], Case]:
-        def register(make: Case) -> Case:
-            cases.append(pytest.param(make, code, words, id=make.__name__))
-            return make
-
-        return register
-
-    return case
-
-
 def assert_refused(
     make: Case, code: int, words: Sequence[str], place: Place, command: CommandLine
 ) -> None:
@@ -113,3 +100,29 @@ def assert_refused(
     assert ran.document["exit_code"] == code
     if code == BAD_INPUT:  # other lines hold measured figures
         assert ran.document["error"] == line
+
+
+class Cases:
+    """Commands that must end with a code and a line holding some words: register, then test all.
+
+    It is a decorator for functions that give the command; `test()` is what pytest collects.
+    """
+
+    def __init__(self) -> None:
+        self._all: list[Any] = []
+
+    def __call__(self, code: int, *words: str, name: str = "") -> Callable[[Case], Case]:
+        def register(make: Case) -> Case:
+            self._all.append(pytest.param(make, code, words, id=name or make.__name__))
+            return make
+
+        return register
+
+    def test(self) -> Callable[..., None]:
+        @pytest.mark.parametrize(("make", "code", "words"), self._all)
+        def one_clear_line(
+            make: Case, code: int, words: Sequence[str], place: Place, command: CommandLine
+        ) -> None:
+            assert_refused(make, code, words, place, command)
+
+        return one_clear_line

@@ -2,31 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import pytest
 
 from blockfold.passes.bounds import smallest_n
 from blockfold.tests.networks import TOKENS
 from blockfold.tests.tools.harness import (
     SAMPLES,
     WIDTH,
-    CommandLine,
 )
 from blockfold.tests.tools.place import (
     BAD_INPUT,
-    Case,
+    Cases,
     Place,
     Words,
-    assert_refused,
-    registrar,
 )
 
-CASES: list[Any] = []
-case = registrar(CASES)
+case = Cases()
 
 
 @case(BAD_INPUT, "nowhere.npz", "no such file")
@@ -184,8 +177,4 @@ def verify_without_data(place: Place) -> Words:
     return ["verify", place.model, place.small]
 
 
-@pytest.mark.parametrize(("make", "code", "words"), CASES)
-def test_it_is_one_clear_line(
-    make: Case, code: int, words: Sequence[str], place: Place, command: CommandLine
-) -> None:
-    assert_refused(make, code, words, place, command)
+test_it_is_one_clear_line = case.test()

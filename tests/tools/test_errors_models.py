@@ -2,34 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
-import pytest
 from onnx import helper
 
 from blockfold.tests.networks import densenet_like, labelled
 from blockfold.tests.tools.harness import (
     SAMPLES,
-    CommandLine,
     network,
 )
 from blockfold.tests.tools.place import (
     BAD_INPUT,
     NOT_MET,
     UNSUPPORTED,
-    Case,
+    Cases,
     Place,
     Words,
-    assert_refused,
-    registrar,
 )
 
-CASES: list[Any] = []
-case = registrar(CASES)
+case = Cases()
 
 
 @case(BAD_INPUT, "text.onnx", "not an ONNX model", "export")
@@ -176,8 +169,4 @@ def speed_is_out_of_reach(place: Place) -> Words:
     return place.optimize("--speedup", "1000")
 
 
-@pytest.mark.parametrize(("make", "code", "words"), CASES)
-def test_it_is_one_clear_line(
-    make: Case, code: int, words: Sequence[str], place: Place, command: CommandLine
-) -> None:
-    assert_refused(make, code, words, place, command)
+test_it_is_one_clear_line = case.test()

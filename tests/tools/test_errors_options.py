@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from typing import Any
 
 import pytest
 
@@ -17,15 +15,13 @@ from blockfold.tests.tools.harness import (
 from blockfold.tests.tools.place import (
     BAD_INPUT,
     Case,
+    Cases,
     Place,
     Words,
     assert_one_line,
-    assert_refused,
-    registrar,
 )
 
-CASES: list[Any] = []
-case = registrar(CASES)
+case = Cases()
 
 
 @case(BAD_INPUT, "file/out.onnx", "cannot write", "choose another place")
@@ -132,7 +128,8 @@ def _with_options(text: str) -> Case:
     return lambda place: place.optimize(*text.split())
 
 
-CASES += [pytest.param(_with_options(text), BAD_INPUT, words, id=text) for text, words in OPTIONS]
+for option, said in OPTIONS:
+    case(BAD_INPUT, *said, name=option)(_with_options(option))
 
 
 @case(BAD_INPUT, "missing option", "-o")
@@ -150,11 +147,7 @@ def unknown_verb(_place: Place) -> Words:
     return ["optimise"]
 
 
-@pytest.mark.parametrize(("make", "code", "words"), CASES)
-def test_it_is_one_clear_line(
-    make: Case, code: int, words: Sequence[str], place: Place, command: CommandLine
-) -> None:
-    assert_refused(make, code, words, place, command)
+test_it_is_one_clear_line = case.test()
 
 
 def test_an_unwritable_folder(place: Place, command: CommandLine) -> None:

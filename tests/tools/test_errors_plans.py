@@ -2,26 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
-import pytest
-
 from blockfold.tests.tools.harness import (
-    CommandLine,
     network,
 )
 from blockfold.tests.tools.place import (
     BAD_INPUT,
-    Case,
+    Cases,
     Place,
     Words,
-    assert_refused,
-    registrar,
 )
 
-CASES: list[Any] = []
-case = registrar(CASES)
+case = Cases()
 
 
 def widen(plan: dict[str, Any]) -> None:
@@ -138,8 +131,4 @@ def verify_two_strangers(place: Place) -> Words:
     return ["verify", place.model, place.onnx(proto), "--data", place.data]
 
 
-@pytest.mark.parametrize(("make", "code", "words"), CASES)
-def test_it_is_one_clear_line(
-    make: Case, code: int, words: Sequence[str], place: Place, command: CommandLine
-) -> None:
-    assert_refused(make, code, words, place, command)
+test_it_is_one_clear_line = case.test()
