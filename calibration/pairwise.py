@@ -19,19 +19,35 @@ from numpy.typing import NDArray
 from .features import as_rows
 from .masks import row_weights
 from .moments import Array
+from .spread import Processes
 
 MOST_NUMBERS = 1 << 22
 """Of all layers together, how many are in float64 at a time."""
 
 
 class Pairwise:
-    """Gathers both by batches of the layers' values, `axes` being those of their channels."""
+    """Gathers both by batches of the layers' values, `axes` being those of their channels.
 
-    def __init__(self, axes: Mapping[str, int]) -> None:
+    A monoid by `merged`; `sums` (3, layers, layers) are of weights, |y - x|^2 and cosines.
+    """
+
+    def __init__(self, axes: Mapping[str, int], sums: Array | None = None) -> None:
         self.layers = tuple(axes)
         self._axes = axes
-        shape = (len(axes), len(axes))
-        self._weight, self._moved, self._cosine = (np.zeros(shape) for _ in range(3))
+        self.sums = np.zeros((3, len(axes), len(axes))) if sums is None else sums
+        self._weight, self._moved, self._cosine = self.sums
+
+    def merged(self, other: Pairwise) -> Pairwise:
+        """Those of both sets of rows; the layers must be the same."""
+        return self.holding(self.sums + other.sums)
+
+    def reduced(self, group: Processes) -> Pairwise:
+        """Those of the rows of all processes."""
+        return self.holding(group.sum(self.sums).astype(np.float64))
+
+    def holding(self, sums: Array) -> Pairwise:
+        """Other sums over the same layers."""
+        return Pairwise(self._axes, sums)
 
     def add(self, values: Mapping[str, NDArray[np.floating]], mask: Array | None) -> None:
         """Take one batch; mask (rows, length) has 0 for padding."""

@@ -3,7 +3,8 @@
 Tensors: of each half ("fit", "select") and key k "fit.k.product" (dx, dy), "fit.k.means" (dx + dy,)
 and, for all keys, "fit.counts" (keys, 2): rows and weight; "fit.turns" (pairs, 2): cosines and
 angles. Of each source j "j.fit", "j.select" and "j.samples" (n,), "j.classes" (n,), "j.layer.l"
-(n, channels), "j.rows" (rectifiers,) and "j.on.r" (units,).
+(n, channels), "j.rows" (rectifiers,), "j.on.r" (units,) and, of each stream s, "j.pairs.s" (3,
+layers, layers).
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from safetensors.numpy import save
 
 from ..calibration.metrics.activation_entropy import SideCounts
 from ..calibration.moments import CoMoment
+from ..calibration.pairwise import Pairwise
 from ..calibration.splits import Fractions
 from ..calibration.sweep import Pair, Statistics
 from ..ir.errors import BadInput
@@ -28,7 +30,7 @@ from ..ir.onnx_file import OnnxModel
 from ..ir.onnx_unfuse import unfuse
 from .evidence import Evidence, Source, pairs_of, widths_of
 from .layout import Layout, anatomies, cut_values
-from .similarity import Communities, Features, layers_of, rectifiers_of
+from .similarity import Communities, Features, layers_of, pairs_of_layers, rectifiers_of
 from .task import droppable
 
 HEADER = "blockfold"
@@ -93,6 +95,7 @@ def evidence_bytes(evidence: Evidence) -> bytes:
         tensors |= {f"{j}.layer.{at}": features.layers[name] for at, name in enumerate(layers)}
         tensors[f"{j}.rows"] = np.array([features.sides[name].rows for name in sides], np.int64)
         tensors |= {f"{j}.on.{at}": features.sides[n].positive for at, n in enumerate(sides)}
+        tensors |= {f"{j}.pairs.{at}": p.sums for at, p in enumerate(features.pairs.values())}
         if features.classes is not None:
             tensors[f"{j}.classes"] = features.classes
         sources.append(
@@ -169,8 +172,9 @@ def read_evidence(path: Path, model: OnnxModel) -> tuple[Evidence, Layout]:
     widths = widths_of(plain.graph, layout)
     reader = _Reader(path, tensors)
     fit, select = (_read_statistics(reader, half, pairs, widths) for half in HALVES)
+    empty = pairs_of_layers(plain.graph, layout)
     sources = {
-        source.data_sha256: _read_source(reader, str(j), source, record, widths)
+        source.data_sha256: _read_source(reader, str(j), source, record, widths, empty)
         for j, source in enumerate(record.sources)
     }
     if len(sources) != len(record.sources) or not sources:
@@ -253,6 +257,7 @@ def _read_source(
     source: SourceRecord,
     record: EvidenceRecord,
     widths: Mapping[str, int],
+    empty: Mapping[str, Pairwise],
 ) -> Source:
     fit, select, samples = (reader.samples(f"{j}.{part}") for part in (*HALVES, "samples"))
     count = len(samples)
@@ -273,5 +278,11 @@ def _read_source(
         if (positive < 0).any() or (positive > seen[at]).any():
             raise _broken(reader.path, f"'{j}.on.{at}' are no counts")
         sides[name] = SideCounts.of(int(seen[at]), positive)
-    features = Features(samples, rows, classes, source.communities, sides)
+    pairs = {}
+    for at, (stream, none) in enumerate(empty.items()):
+        sums = reader.take(f"{j}.pairs.{at}", np.float64, *none.sums.shape)
+        if (sums[0] < 0).any():
+            raise _broken(reader.path, f"'{j}.pairs.{at}' are no sums over rows")
+        pairs[stream] = none.holding(sums)
+    features = Features(samples, rows, classes, source.communities, sides, pairs)
     return Source(fit, select, source.due, source.seed, source.fractions, features)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import reduce
 from typing import Any, Literal
 
 import numpy as np
@@ -25,6 +26,7 @@ from ..calibration.pairwise import Pairwise
 from ..calibration.runtime import Runner
 from ..calibration.spread import Processes
 from ..ir.blocks import Anatomy
+from ..ir.graph import Graph
 from ..ir.onnx_activations import rectified
 from ..ir.onnx_file import OnnxModel
 from ..ir.spans import span_name
@@ -63,16 +65,16 @@ class Similarity:
 
     `cka` (layers, layers) is unbiased; `msrs` counts similar pairs, `msrs_per_pair` is their share;
     `modularity` (layers,) is None where no classes are known. `block_redundancy` and `cosine`
-    (layers, layers) are of rows, None between layers of unlike shape, and None altogether where
-    only statistics were read. `cuts` are the places of the layers in the chain.
+    (layers, layers) are of rows, None between layers of unlike shape. `cuts` are the places of the
+    layers in the chain.
     """
 
     stream: str
     samples: int
     cuts: tuple[int, ...]
     cka: tuple[tuple[float, ...], ...]
-    block_redundancy: tuple[tuple[float | None, ...], ...] | None
-    cosine: tuple[tuple[float | None, ...], ...] | None
+    block_redundancy: tuple[tuple[float | None, ...], ...]
+    cosine: tuple[tuple[float | None, ...], ...]
     msrs: float
     msrs_per_pair: float
     modularity: tuple[float, ...] | None
@@ -85,7 +87,8 @@ class Features:
     """What layers are compared by, of some samples; adds up where no two parts share a sample.
 
     `samples` (n,) ascend; `layers` are (n, channels) float32, by the first value of the cut;
-    `classes` (n,) int64, None where `communities` is; `sides` are counts of rectifiers, by value.
+    `classes` (n,) int64, None where `communities` is; `sides` are counts of rectifiers, by value,
+    and `pairs` sums over every two layers, by stream.
     """
 
     samples: Samples
@@ -93,12 +96,13 @@ class Features:
     classes: NDArray[np.int64] | None
     communities: Communities | None
     sides: Mapping[str, SideCounts]
+    pairs: Mapping[str, Pairwise]
 
     def __len__(self) -> int:
         return len(self.samples)
 
     def rows(self, chosen: NDArray[np.int64] | slice) -> Features:
-        """Those at the given places; counts of rectifiers stay."""
+        """Those at the given places; counts of rectifiers and sums over layers stay."""
         return replace(
             self,
             samples=self.samples[chosen],
@@ -136,6 +140,7 @@ class Features:
             None if kind is None else classes,
             kind,
             {name: _all_counts(counts, group) for name, counts in self.sides.items()},
+            {stream: pairs.reduced(group) for stream, pairs in self.pairs.items()},
         )
 
 
@@ -154,6 +159,10 @@ def joined(parts: Sequence[Features]) -> Features:
         None if kind is None else np.concatenate(known),
         kind,
         sides,
+        {
+            stream: reduce(Pairwise.merged, (part.pairs[stream] for part in parts))
+            for stream in first.pairs
+        },
     )
 
 
@@ -171,6 +180,21 @@ def layers_of(layout: Layout) -> list[str]:
     """The values that layers are compared by: the first of every cut that has channels."""
     names = [cut.first for stream in layout.anatomies for cut in stream.chain.cuts]
     return [name for name in dict.fromkeys(names) if len(layout.observed[name][0]) > 1]
+
+
+def pairs_of_layers(graph: Graph, layout: Layout) -> dict[str, Pairwise]:
+    """Per stream the sums over every two of its layers, of no rows yet."""
+    known = set(layers_of(layout))
+    return {
+        stream.chain.source: Pairwise(
+            {
+                cut.first: layout.channel_axis(graph, cut.first)
+                for cut in stream.chain.cuts
+                if cut.first in known
+            }
+        )
+        for stream in layout.anatomies
+    }
 
 
 Rectifiers = Mapping[tuple[str, int], Sequence[str]]
@@ -202,12 +226,7 @@ class Layers:
             name: [np.zeros((0, layout.observed[name][0][self._axes[name]]), np.float32)]
             for name in cuts
         }
-        self._pairs = {
-            stream.chain.source: Pairwise(
-                {cut.first: self._axes[cut.first] for cut in stream.chain.cuts if cut.first in cuts}
-            )
-            for stream in layout.anatomies
-        }
+        self._pairs = pairs_of_layers(graph, layout)
         self._outputs: list[Floats] = []
         self._samples: list[Samples] = []
         self.taps = (*cuts, *self._sides)
@@ -244,11 +263,11 @@ class Layers:
         layers = {
             name: np.concatenate(parts).astype(np.float32) for name, parts in self._features.items()
         }
-        return Features(self._seen, layers, classes, communities, dict(self._sides))
+        return Features(self._seen, layers, classes, communities, dict(self._sides), self._pairs)
 
     def streams(self) -> tuple[StreamLayers, ...]:
         """The streams with their layers; none where no unbiased CKA can be had of the samples."""
-        return streams_of(self._layout, self._rectifiers, self.features(), self._pairs)
+        return streams_of(self._layout, self._rectifiers, self.features())
 
     @property
     def _seen(self) -> Samples:
@@ -268,15 +287,9 @@ class Layers:
 
 
 def streams_of(
-    layout: Layout,
-    rectifiers: Rectifiers,
-    features: Features,
-    pairs: Mapping[str, Pairwise] | None = None,
+    layout: Layout, rectifiers: Rectifiers, features: Features
 ) -> tuple[StreamLayers, ...]:
-    """The streams with their layers; none where no unbiased CKA can be had of the samples.
-
-    `pairs` tell of every two layers of a stream, where these were seen.
-    """
+    """The streams with their layers; none where no unbiased CKA can be had of the samples."""
     if len(features) < LEAST_UNBIASED:
         return ()
     found = []
@@ -286,8 +299,7 @@ def streams_of(
             for at in range(len(stream.units))
         ]
         if sum(cut.first in features.layers for cut in stream.chain.cuts) > 1:
-            seen = None if pairs is None else pairs[stream.chain.source]
-            found.append(StreamLayers(stream, features, sides, seen))
+            found.append(StreamLayers(stream, features, sides))
     return tuple(found)
 
 
@@ -295,14 +307,11 @@ class StreamLayers:
     """The layers of one stream compared, any two of them."""
 
     def __init__(
-        self,
-        stream: Anatomy,
-        features: Features,
-        sides: Sequence[Sequence[SideCounts]],
-        pairs: Pairwise | None,
+        self, stream: Anatomy, features: Features, sides: Sequence[Sequence[SideCounts]]
     ) -> None:
         self.stream, self._communities, self._sides = stream, features.communities, sides
-        self._pairs, classes, layers = pairs, features.classes, features.layers
+        self._pairs = features.pairs[stream.chain.source]
+        classes, layers = features.classes, features.layers
         known = [at for at, cut in enumerate(stream.chain.cuts) if cut.first in layers]
         self._places = {cut: at for at, cut in enumerate(known)}
         self._layers = [layers[stream.chain.cuts[cut].first] for cut in known]
@@ -343,8 +352,8 @@ class StreamLayers:
             self._count,
             tuple(self._places),
             tuple(tuple(map(float, row)) for row in self._cka),
-            None if self._pairs is None else _known(self._pairs.block_redundancy),
-            None if self._pairs is None else _known(self._pairs.cosine),
+            _known(self._pairs.block_redundancy),
+            _known(self._pairs.cosine),
             float(msrs(self._cka)),
             float(msrs(self._cka, per_pair=True)),
             None if self._curve is None else tuple(map(float, self._curve)),

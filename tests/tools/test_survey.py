@@ -39,19 +39,12 @@ DUE = SAMPLES // 2
 """Fit and select are half of the samples."""
 
 
-OF_ALL_PAIRS = {"block_redundancy", "cosine"}
-"""Of every two layers; statistics do not tell."""
-
-
 def assert_same(found: Any, wanted: Any, where: str = "") -> None:
     """Equal documents, numbers to the rounding of float32 products."""
     if isinstance(wanted, dict):
         assert found.keys() == wanted.keys(), where
         for key in wanted.keys() - {"samples"}:
-            if key in OF_ALL_PAIRS and isinstance(wanted[key], list):
-                assert found[key] is None or len(found[key]) == len(wanted[key])
-            else:
-                assert_same(found[key], wanted[key], f"{where}/{key}")
+            assert_same(found[key], wanted[key], f"{where}/{key}")
     elif isinstance(wanted, list):
         assert len(found) == len(wanted), where
         for at, pair in enumerate(zip(found, wanted, strict=True)):

@@ -97,10 +97,10 @@ def _surveyed(stream: Anatomy, survey: Survey) -> list[Layer]:
     """What the survey knows: of all spans whose ends have one shape, of units and blocks more."""
     found: list[Layer] = []
     for similarity in survey.similarities:
-        rows = similarity.block_redundancy, similarity.cosine
-        if similarity.stream != stream.chain.source or rows[0] is None or rows[1] is None:
+        if similarity.stream != stream.chain.source:
             continue
-        moved, cosine = (_of_units(stream, similarity.cuts, matrix) for matrix in rows if matrix)
+        rows = similarity.block_redundancy, similarity.cosine
+        moved, cosine = (_of_units(stream, similarity.cuts, matrix) for matrix in rows)
         found.append(Layer("block redundancy", "-E|y - x|²", moved, by_magnitude=True))
         found.append(Layer("cosine", "cosine", cosine))
     r2 = empty(len(stream.units))
