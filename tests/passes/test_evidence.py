@@ -208,6 +208,8 @@ TENSORS: dict[str, tuple[Callable[[dict[str, np.ndarray]], object], str]] = {
     "negative rows": (lambda t: t["fit.counts"].__setitem__((0, 0), -1), "no counts"),
     "half a row": (lambda t: t["fit.counts"].__setitem__((0, 0), 0.5), "no counts"),
     "more sides than rows": (lambda t: t["0.on.0"].__setitem__(0, 10**6), "no counts"),
+    "weights below zero": (lambda t: t["0.pairs.0"].__setitem__((0, 0, 0), -1.0), "no sums"),
+    "no pairs": (lambda t: t.pop("0.pairs.0"), "is missing"),
     "samples fall": (lambda t: t.update({"0.fit": t["0.fit"][::-1].copy()}), "ascend"),
     "both halves": (lambda t: t.update({"0.select": t["0.fit"]}), "one split"),
     "features of others": (
