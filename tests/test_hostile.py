@@ -20,7 +20,7 @@ from blockfold.tests.fuzz.campaign import campaign, feed, input_of
 from blockfold.tests.fuzz.targets import TARGETS, Target
 from blockfold.tests.fuzz.watch import MEMORY_BYTES, Watch
 
-RUNS = {"model": 250, "npz": 400, "npy": 400, "plan": 150, "tensors": 250}
+RUNS = {"model": 250, "npz": 400, "npy": 400, "plan": 150, "tensors": 250, "statistics": 250}
 
 
 @pytest.mark.parametrize("name", TARGETS)

@@ -348,3 +348,16 @@ def tensors(content: bytes, rng: Random) -> bytes:
         body = flip(body, rng)
     length = len(head) if rng.random() < 0.9 else rng.choice((0, 2**63, 2**31, len(head) + 1))
     return length.to_bytes(8, "little") + head + body
+
+
+def statistics(content: bytes, rng: Random) -> bytes:
+    """As `tensors`, or a file whose record, JSON in the header, tells something else."""
+    if rng.random() < 0.4:
+        return tensors(content, rng)
+    size = int.from_bytes(content[:8], "little")
+    head = json.loads(content[8 : 8 + size])
+    record = head["__metadata__"]
+    for name, text in record.items():
+        record[name] = document(text.encode(), rng).decode("utf-8", "replace")
+    made = json.dumps(head).encode()
+    return len(made).to_bytes(8, "little") + made + content[8 + size :]

@@ -28,6 +28,7 @@ from blockfold.ir.onnx_file import OnnxModel, read, write
 from blockfold.ir.onnx_linear import as_weight, linear_into, matrix, offset
 from blockfold.ir.onnx_unfuse import fuse, unfuse
 from blockfold.ir.staging import staged
+from blockfold.passes.evidence_file import evidence_bytes, read_evidence
 from blockfold.passes.layout import anatomies, offered
 from blockfold.passes.plan import (
     Plan,
@@ -39,10 +40,12 @@ from blockfold.passes.plan import (
 )
 from blockfold.passes.replacement import Replacement
 from blockfold.passes.replay import replay
+from blockfold.passes.score import read_out
 from blockfold.passes.surrogates import Form
 from blockfold.tests import networks
 from blockfold.tests.networks import FLOAT, Arrays, Net
 from blockfold.tests.planning import plan_of
+from blockfold.tools.surveying import survey
 
 from . import mutate
 
@@ -293,6 +296,30 @@ def _replay(path: Path) -> None:
     replay(planned()[0], sealed, tensors)
 
 
+# --- statistics
+
+
+@cache
+def _surveyed() -> tuple[OnnxModel, bytes]:
+    """A model and the statistics that `survey` gathers of it."""
+    proto = networks.residual_mlp(2, 4)
+    found = survey(proto, networks.labelled(proto, 24), threads=1, provider="cpu")
+    return read(proto), evidence_bytes(found.evidence)
+
+
+def _statistics() -> list[bytes]:
+    return [_surveyed()[1]]
+
+
+def _feed_statistics(content: bytes, folder: Path) -> None:
+    """As inspect does."""
+    path = folder / "statistics"
+    path.write_bytes(content)
+    model = _surveyed()[0]
+    evidence, layout = read_evidence(path, model)
+    read_out(layout, unfuse(model), evidence)
+
+
 TARGETS = {
     target.name: target
     for target in (
@@ -301,5 +328,6 @@ TARGETS = {
         Target("npy", _files, mutate.npy, _feed_file),
         Target("plan", _plans, mutate.document, _feed_plan),
         Target("tensors", _tensors, mutate.tensors, _feed_tensors),
+        Target("statistics", _statistics, mutate.statistics, _feed_statistics),
     )
 }
