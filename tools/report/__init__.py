@@ -2,7 +2,8 @@
 
     run or survey --document--> Document --page--> HTML
 
-`document` puts the sections together, `plans` and `layers` make them, `page` knows HTML.
+`document` puts the sections together, `parts` are what they are made of, `drawing` is how figures
+look, `page` knows HTML; every other file makes one or two sections.
 """
 
 from __future__ import annotations
