@@ -12,9 +12,10 @@ from collections.abc import Sequence
 
 import onnx
 
-LONGEST_RANK = 64
+from .onnx_shapes import LONGEST_RANK
+
 MOST_NUMBERS = 1024
-"""What no network needs: axes of a value, numbers in a list of lengths."""
+"""In a list of lengths; no network needs so many."""
 
 WHOLE = frozenset({onnx.TensorProto.INT64, onnx.TensorProto.INT32})
 LISTING = frozenset("Reshape Expand ConstantOfShape".split())
