@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..calibration.runtime import Runner
 from ..calibration.sweep import observe_shapes
@@ -48,6 +48,23 @@ def lay_out(task: Task) -> Layout:
     """The layout of a task's model. Raises Unsupported where there is nothing to replace."""
     streams = anatomies(task.plain)
     return Layout.of(task.plain.graph, streams, observe(task, streams), task.droppable)
+
+
+def touchable(task: Task, layout: Layout) -> Layout:
+    """The layout without the spans that the judged output does not depend on: refused.
+
+    Raises Unsupported where none is left.
+    """
+    why = f"the output that is judged, {task.output!r}, does not depend on it"
+    kept = [span for span in layout.spans if task.depends_on(span.exit)]
+    lost = [span for span in layout.spans if not task.depends_on(span.exit)]
+    if not kept:
+        raise Unsupported(
+            f"no span can be replaced: output {task.output!r}, which is judged, depends on none of "
+            "them; judge by another with --output"
+        )
+    refusals = [span.refused(task.plain.graph, why) for span in lost]
+    return replace(layout, spans=tuple(kept), refusals=(*layout.refusals, *refusals))
 
 
 def cut_values(streams: Sequence[Anatomy]) -> list[str]:

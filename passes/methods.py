@@ -101,6 +101,7 @@ class Published:
             run
             for stream in layout.anatomies
             for run in _runs(stream, len(stream.blocks) // 2, *given)
+            if task.depends_on(run[1].exit)
         ]
         self._measured: dict[Span, Redundancy] = {}
         self._trials = trials

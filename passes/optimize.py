@@ -15,7 +15,7 @@ from ..ir.spans import Refusal
 from .budget import Budget
 from .costs import CostModel, Costs, measure_costs
 from .exits import exit_errors
-from .layout import Layout, lay_out
+from .layout import Layout, lay_out, touchable
 from .methods import Method, Published
 from .pipeline import ALL_PASSES, Switches, build, caches_of, rewrite
 from .plan import (
@@ -103,7 +103,7 @@ def optimize(
     samples to certify anything, Unsupported where the model offers nothing to replace.
     """
     require_enough_samples(task, budget.max_drop)
-    layout = lay_out(task)
+    layout = touchable(task, lay_out(task))
     costs = costs or measure_costs(task, layout, profile)
     model_of_costs = CostModel(layout.anatomies, costs)
     options: tuple[Option, ...] = ()

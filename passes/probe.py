@@ -120,7 +120,7 @@ class Probe:
                     proved = prove(graph, stream, start, stop, observed, self.task.droppable)
                     if isinstance(proved, Span) and proved.exit in self._stops:
                         found.append(proved)
-        return found
+        return [span for span in found if self.task.depends_on(span.exit)]
 
     @property
     def _most_measured(self) -> int:

@@ -87,6 +87,15 @@ class Task:
         """Outputs that may go with the block that makes them; never the one that is judged."""
         return droppable(self.plain) - {self.output} if self.drop_cache else frozenset()
 
+    @cached_property
+    def _judged(self) -> frozenset[int]:
+        return frozenset(self.plain.graph.needed_by([self.output]))
+
+    def depends_on(self, value: str) -> bool:
+        """Whether the output that is judged is made from it: else no damage to it would show."""
+        maker = self.plain.graph.producer.get(value)
+        return maker is None or maker.index in self._judged
+
     @property
     def is_exact(self) -> bool:
         """Whether the metric has an exact bound: every sample is right or wrong, by itself."""

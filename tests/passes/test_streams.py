@@ -139,3 +139,58 @@ def test_a_decoder_is_fitted_to_what_is_left_of_its_encoder() -> None:
 
     alone, after = solved("decoder.1"), solved("encoder.0", "decoder.1")
     assert np.abs(alone.W - after.W).max() > 1e-3
+
+
+def towers_of_two_outputs(d: int = 8, blocks: int = 3) -> onnx.ModelProto:
+    """Two towers that never meet: x -> logits, whose block 1 is affine, and context -> caption."""
+    net = Net()
+    ends = []
+    for stream, name, own in (("x", "seen", 1), ("context", "read", None)):
+        h = stream
+        for i in range(blocks):
+            net.scope = f"/{name}.{i}"
+            branch = net.affine(h, d) if i == own else net.mlp(net.norm(h, d), d)
+            h = net.node("Add", h, branch, out=f"{name}{i}")
+        net.scope = f"/{name}.head"
+        ends.append(net.node("ReduceMean", h, axes=[1], keepdims=0))
+    logits = net.linear(ends[0], d, 3)
+    net.node("Identity", logits, out="logits")
+    net.node("Identity", ends[1], out="caption")
+    io: tuple[int, Dims] = (FLOAT, ("batch", TOKENS, d))
+    outputs: dict[str, tuple[int, Dims]] = {
+        "logits": (FLOAT, ("batch", 3)),
+        "caption": (FLOAT, ("batch", d)),
+    }
+    return net.model({"x": io, "context": io}, outputs)
+
+
+def test_blocks_that_the_judged_output_does_not_depend_on_stay() -> None:
+    """They would look free of damage: nothing that is measured would tell."""
+    model = towers_of_two_outputs()
+    data = samples(model, 240)
+    result = blockfold.optimize(model, data, remove=1, output="logits", **SETTINGS)
+    assert [decision.name for decision in result.plan.decisions] == ["seen.1"]
+    reasons = {r.name: r.reason for r in result.plan.refusals}
+    assert {"read.0", "read.1", "read.2"} <= reasons.keys()
+    assert "'logits', does not depend on it" in reasons["read.0"]
+    compare(run(result.model, data), run(model, data), rtol=1e-5, atol=1e-5)
+    other = blockfold.optimize(
+        model, data, remove=1, output="caption", metric="cosine", threads=1, provider="cpu"
+    )
+    assert {d.stream for d in other.plan.decisions} == {"context"}
+
+
+def test_where_the_judged_output_depends_on_no_block() -> None:
+    net = Net()
+    h = "x"
+    for i in range(3):
+        net.scope = f"/blocks.{i}"
+        h = net.node("Add", h, net.mlp(net.norm(h, 8), 8), out=f"h{i}")
+    net.node("Identity", h, out="stream")
+    net.node("ReduceMean", "x", axes=[1], keepdims=0, out="plain")
+    io: tuple[int, Dims] = (FLOAT, ("batch", TOKENS, 8))
+    model = net.model({"x": io}, {"plain": (FLOAT, ("batch", 8)), "stream": io})
+    with pytest.raises(blockfold.Unsupported, match="'plain', which is judged, depends on none"):
+        blockfold.optimize(
+            model, samples(model, 120), remove=1, metric="cosine", threads=1, provider="cpu"
+        )
