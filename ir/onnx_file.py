@@ -138,7 +138,8 @@ def read(source: str | os.PathLike[str] | onnx.ModelProto) -> OnnxModel:
     except BlockfoldError:
         raise
     except onnx.checker.ValidationError as error:
-        reason = str(error).splitlines()[0]
+        # where a name is no text the checker may have nothing to say
+        reason = next(iter(str(error).splitlines()), "its checker refuses it")
         raise BadInput(f"{name}: not a valid ONNX model ({reason}); export it again") from error
     except Exception as error:  # protobuf, onnx and graphsurgeon each have their own for damage
         kind = type(error).__name__

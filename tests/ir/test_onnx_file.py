@@ -96,6 +96,18 @@ def test_an_invalid_graph_is_refused(tmp_path: Path) -> None:
     assert "made by no one" in line
 
 
+def test_a_checker_that_says_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As it does of names that are no text, in some environments."""
+
+    def refuse(_proto: onnx.ModelProto) -> None:
+        raise onnx.checker.ValidationError("")
+
+    monkeypatch.setattr("blockfold.ir.onnx_file.check", refuse)
+    path = tmp_path / "model.onnx"
+    path.write_bytes(residual_mlp(1).SerializeToString())
+    assert "not a valid ONNX model (its checker refuses it)" in refused(path)
+
+
 def external(tmp_path: Path, edit: Callable[[onnx.TensorProto, Path], None]) -> Path:
     """A model with external data in a folder of its own, whose first weight `edit` changes."""
     folder = tmp_path / "folder"
