@@ -53,7 +53,7 @@ def _units(found: Similarity, spans: Sequence[Redundancy]) -> Table:
         for span in spans
         if span.likeness is not None and span.span.stream == found.stream
     }
-    table = _table("unit", "CKA", "sliced W2", "gain of Q", "entropy", "angle", "NBL")
+    table = borderless("unit", "CKA", "sliced W2", "gain of Q", "entropy", "angle", "NBL")
     for unit in found.units:
         span = moments.get(unit.name)
         figures = (
@@ -70,7 +70,7 @@ def _units(found: Similarity, spans: Sequence[Redundancy]) -> Table:
 
 def _pairs(found: Similarity) -> Table:
     """CKA of every two layers, by their place in the stream."""
-    table = _table("CKA", *map(str, range(len(found.cka) - 1)))
+    table = borderless("CKA", *map(str, range(len(found.cka) - 1)))
     for at, row in enumerate(found.cka):
         if at > 0:
             table.add_row(str(at), *map(_short, row[:at]))
@@ -83,7 +83,8 @@ def _short(value: float) -> str:
     return text.replace("0.", ".", 1) if abs(value) < 0.995 else text[:-1]
 
 
-def _table(*headers: str) -> Table:
+def borderless(*headers: str) -> Table:
+    """A table of text on the left and figures on the right."""
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 1, 0, 0))
     for at, header in enumerate(headers):
         table.add_column(header, justify="left" if at == 0 else "right", overflow="fold")

@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Collection, Sequence
 
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from ..ir.blocks import Anatomy
@@ -17,7 +16,7 @@ from ..passes.plan import CacheRecord, LatencyRecord
 from ..passes.ranking import Candidate
 from ..passes.score import Redundancy
 from ..passes.verify import Verdict
-from .likeness_tables import show_similarity
+from .likeness_tables import borderless, show_similarity
 from .results import Inspection, Result
 from .wording import bounded, chance, changes_of, counted, judged, speed
 
@@ -32,7 +31,7 @@ def show_inspection(console: Console, found: Inspection, verbose: bool = False) 
             style="bold",
             markup=False,
         )
-    table = _table("span", "blocks", "params")
+    table = borderless("span", "blocks", "params")
     if found.survey is not None:
         for header in ("redundancy", "cosine", "affine R2"):
             table.add_column(header, justify="right")
@@ -82,7 +81,7 @@ def _span_cells(found: Inspection, redundancy: Redundancy) -> Sequence[str | Tex
 def show_result(console: Console, result: Result, verbose: bool = False) -> None:
     """The face of `optimize`: what was replaced, before and after, and the verdict."""
     plan = result.plan
-    table = _table("replaced", "by", "blocks", "predicted error")
+    table = borderless("replaced", "by", "blocks", "predicted error")
     for decision in plan.decisions:
         table.add_row(
             Text(decision.name),
@@ -94,7 +93,7 @@ def show_result(console: Console, result: Result, verbose: bool = False) -> None
     for decision in plan.decisions:
         if decision.warning:
             console.print(f"warning: {decision.name}: {decision.warning}", markup=False)
-    changes = _table("", "before", "after", "change")
+    changes = borderless("", "before", "after", "change")
     for change in changes_of(result.optimized, result.before, result.after):
         changes.add_row(*change)
     console.print(changes)
@@ -110,7 +109,7 @@ def show_result(console: Console, result: Result, verbose: bool = False) -> None
 
 def show_ranking(console: Console, candidates: Sequence[Candidate]) -> None:
     """Candidates, those that no other beats in everything marked."""
-    table = _table("model", "best", "quality", "alike", "MSRS", "blocks", "params", "ms")
+    table = borderless("model", "best", "quality", "alike", "MSRS", "blocks", "params", "ms")
     for c in candidates:
         table.add_row(
             Text(c.name),
@@ -189,10 +188,3 @@ def show_refusals(
 def _kind(reason: str) -> str:
     """A reason without what differs from place to place: names and shapes."""
     return re.sub(r"'[^']*'", "...", reason).split(":")[0]
-
-
-def _table(*headers: str) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for at, header in enumerate(headers):
-        table.add_column(header, justify="left" if at == 0 else "right", overflow="fold")
-    return table
