@@ -36,6 +36,12 @@ from .task import droppable
 HEADER = "blockfold"
 HALVES = ("fit", "select")
 
+LARGEST: Mapping[type, float] = {np.float32: 1e15, np.float64: 1e40}
+"""Features and sums above would overflow on the way to a metric."""
+
+LEAST_WEIGHT = 1e-9
+"""Of rows, where there are any."""
+
 Tensors = Mapping[str, NDArray[Any]]
 
 
@@ -215,6 +221,8 @@ class _Reader:
             raise _broken(self.path, f"{name!r} is {found.dtype} {found.shape}")
         if not np.isfinite(found).all():
             raise _broken(self.path, f"{name!r} holds NaN or Inf")
+        if np.abs(found).max(initial=0) > LARGEST.get(dtype, np.inf):
+            raise _broken(self.path, f"{name!r} holds numbers beyond those of any network")
         return found
 
     def samples(self, name: str) -> NDArray[np.int64]:
@@ -281,7 +289,7 @@ def _read_source(
     pairs = {}
     for at, (stream, none) in enumerate(empty.items()):
         sums = reader.take(f"{j}.pairs.{at}", np.float64, *none.sums.shape)
-        if (sums[0] < 0).any():
+        if ((sums[0] != 0) & (sums[0] < LEAST_WEIGHT)).any():
             raise _broken(reader.path, f"'{j}.pairs.{at}' are no sums over rows")
         pairs[stream] = none.holding(sums)
     features = Features(samples, rows, classes, source.communities, sides, pairs)

@@ -49,4 +49,9 @@ def together(size: int, work: Callable[[Processes], Made]) -> list[Made]:
             raise
 
     with ThreadPoolExecutor(size) as pool:
-        return list(pool.map(run, range(size)))
+        begun = [pool.submit(run, rank) for rank in range(size)]
+    errors = [error for one in begun if (error := one.exception()) is not None]
+    # one that fails stops the others, which may be told of it while they wake
+    for error in sorted(errors, key=lambda e: isinstance(e, threading.BrokenBarrierError)):
+        raise error
+    return [one.result() for one in begun]

@@ -210,6 +210,9 @@ TENSORS: dict[str, tuple[Callable[[dict[str, np.ndarray]], object], str]] = {
     "more sides than rows": (lambda t: t["0.on.0"].__setitem__(0, 10**6), "no counts"),
     "weights below zero": (lambda t: t["0.pairs.0"].__setitem__((0, 0, 0), -1.0), "no sums"),
     "no pairs": (lambda t: t.pop("0.pairs.0"), "is missing"),
+    "hardly a row": (lambda t: t["0.pairs.0"].__setitem__((0, 0, 0), 1e-300), "no sums"),
+    "a huge sum": (lambda t: t["fit.0.product"].__setitem__((0, 0), 1e200), "any network"),
+    "a huge feature": (lambda t: t["0.layer.0"].__setitem__((0, 0), 1e30), "any network"),
     "samples fall": (lambda t: t.update({"0.fit": t["0.fit"][::-1].copy()}), "ascend"),
     "both halves": (lambda t: t.update({"0.select": t["0.fit"]}), "one split"),
     "features of others": (
