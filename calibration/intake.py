@@ -253,7 +253,7 @@ class ColumnWriter:
 def _fitted(chunk: NDArray[Any], dtype: np.dtype[Any], first: int, here: str) -> NDArray[Any]:
     """`chunk` (rows, ...) as dtype, of the same family; `first` is the sample of its first row."""
     if dtype.kind == "f":
-        with np.errstate(over="ignore"):
+        with np.errstate(over="ignore", invalid="ignore"):
             cast = chunk.astype(dtype, copy=False)
         if np.isfinite(cast).all():
             return cast

@@ -65,9 +65,14 @@ class Fitted:
     def require(self) -> None:
         """Raise NotMet where the recipe was refused."""
         if self.refusal is not None:
-            raise NotMet(f"{self.refusal.name} cannot be replaced: {self.refusal.reason}")
+            raise unfollowed(self.refusal)
 
     def close(self) -> None:
         """Let go of the outputs."""
         for tape in self.tapes:
             tape.close()
+
+
+def unfollowed(refusal: Refusal) -> NotMet:
+    """What is raised where a recipe must be followed and was refused."""
+    return NotMet(f"{refusal.name} cannot be replaced: {refusal.reason}")

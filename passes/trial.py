@@ -10,14 +10,13 @@ import numpy as np
 from scipy.optimize import isotonic_regression
 
 from ..calibration.quality import Scores
-from ..ir.errors import NotMet
 from ..ir.spans import Refusal
 from .costs import CostModel
 from .fit import Walk
 from .forms import Forms
 from .layout import Layout
 from .pipeline import build
-from .recipe import Fitted, Recipe
+from .recipe import Fitted, Recipe, unfollowed
 from .replacement import Replacement
 from .stops import find_stops
 from .task import Reference, Task
@@ -102,8 +101,7 @@ class Trials:
         """As `fit`, a trial for each recipe. Raises NotMet where one is refused."""
         trials = self.fit(recipes)
         if len(trials) < len(recipes):
-            refusal = self.refused[-1]
-            raise NotMet(f"{refusal.name} cannot be replaced: {refusal.reason}")
+            raise unfollowed(self.refused[-1])
         return trials
 
     def _measured(self, fitted: Fitted) -> Trial:

@@ -48,6 +48,13 @@ def planted(name: str, row: int, value: float, dtype: str) -> Arrays:
     return changed(name, plant)
 
 
+def signalling(array: np.ndarray) -> np.ndarray:
+    """float64 with a first number that every operation complains of."""
+    bits = array.astype(np.float64).view(np.uint64)
+    bits[0, 0] = 0x7FF0000000000001
+    return bits.view(np.float64)
+
+
 WRONG: dict[str, tuple[Callable[[], Arrays], str]] = {
     "missing input": (lambda: without("x"), "'x'|missing 'x'|model takes 'ids', 'x'"),
     "unknown array": (lambda: {**arrays(), "extra": np.ones(ROWS)}, "unknown 'extra'"),
@@ -63,6 +70,7 @@ WRONG: dict[str, tuple[Callable[[], Arrays], str]] = {
     "too large an int": (lambda: planted("ids", 5, 2**63, "uint64"), "'ids'|sample 5|outside"),
     "too large a float": (lambda: planted("x", 4, 1e39, "float64"), "'x'|sample 4|too large"),
     "NaN": (lambda: planted("x", 6, np.nan, "float32"), "'x'|NaN or Inf|sample 6"),
+    "signalling NaN": (lambda: changed("x", signalling), "'x'|NaN or Inf|sample 0"),
     "Inf": (lambda: planted("x", 2, -np.inf, "float64"), "'x'|NaN or Inf|sample 2"),
     "NaN label": (lambda: changed("labels", lambda a: a * np.nan), "'labels'|"),
     "no samples": (lambda: {n: a[:0] for n, a in arrays().items()}, "no samples"),

@@ -13,13 +13,17 @@ from onnx import TensorProto, helper, numpy_helper
 from blockfold.calibration.features import NotFinite
 from blockfold.calibration.solve import Solution
 from blockfold.calibration.splits import split
+from blockfold.ir.errors import NotMet
 from blockfold.ir.onnx_diff import diff
 from blockfold.ir.onnx_file import read
+from blockfold.passes.costs import CostModel, Costs
 from blockfold.passes.fit import Walk
+from blockfold.passes.layout import lay_out
 from blockfold.passes.pipeline import ALL_PASSES, rewrite
 from blockfold.passes.precision import OutOfRange, rounded
 from blockfold.passes.recipe import Healing, Recipe
 from blockfold.passes.surrogates import Form, Wish
+from blockfold.passes.trial import Trials
 from blockfold.tests.narrowing import halved, narrowed
 from blockfold.tests.networks import (
     FLOAT,
@@ -169,6 +173,23 @@ def test_a_stream_that_overflows_is_refused_and_other_recipes_go_on() -> None:
     with walking(model, data) as (_, walk, spans):
         reason = refused(walk, Wish(spans["blocks.1"], "affine"))
     assert reason == "then 'h1' holds NaN or Inf"
+
+
+def test_a_recipe_that_must_be_followed_says_why_it_cannot_be() -> None:
+    """For the plan that was chosen, and for methods that are compared."""
+    model, data = steep("weights")
+    with walking(model, data) as (task, walk, spans):
+        recipe = Recipe((Wish(spans["blocks.1"], "affine"),))
+        (bad,) = walk([recipe])
+        with pytest.raises(NotMet, match=r"blocks\.1 cannot be replaced: .*float16 holds"):
+            bad.require()
+        layout = lay_out(task)
+        free = CostModel(layout.anatomies, Costs(1.0, {}, {}))
+        with (
+            Trials(task, layout, free, None) as trials,
+            pytest.raises(NotMet, match=r"blocks\.1 cannot be replaced: .*float16 holds"),
+        ):
+            trials.fit_all([recipe])
 
 
 def test_data_that_overflow_by_themselves_are_the_data_s_fault() -> None:
