@@ -172,7 +172,7 @@ def _without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
     light = onnx.ModelProto()
     light.ir_version = model.ir_version
     light.opset_import.extend(model.opset_import)
-    light.graph.name = model.graph.name
+    light.graph.name = "light"  # its own may be no text, and is of no account
     versions = {o.domain.replace("ai.onnx", ""): o.version for o in model.opset_import}
     for node in model.graph.node:
         light.graph.node.extend(_stand_ins(node, versions))

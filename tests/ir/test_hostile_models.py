@@ -294,3 +294,14 @@ def test_a_literal_scale_of_any_spelling_is_read() -> None:
         assert linear is not None
         plain = numpy_helper.to_array(net.initializers[0])
         np.testing.assert_allclose(matrix(found, linear), 2 * plain)
+
+
+def test_a_graph_whose_name_is_no_text(tmp_path: Path) -> None:
+    """It is of no account; what is read of it otherwise is as ever."""
+    model = residual_mlp(2, 4)
+    model.graph.name = "named"
+    path = tmp_path / "model.onnx"
+    path.write_bytes(model.SerializeToString().replace(b"named", b"nam\xfcd"))
+    found = read(path)
+    assert found.graph.value("h0").dtype == "float32"
+    assert len(anatomy(found.graph, find_chains(found.graph)[0]).blocks) == 2
