@@ -187,6 +187,21 @@ def copied(call: fx.Node) -> fx.Node | None:
     return source if same else None
 
 
+def permutation(call: fx.Node) -> tuple[int, ...] | None:
+    """Which input axis each output axis is, of a call that only orders axes anew."""
+    name, _ = table_name(call)
+    if name != "permute" and name not in SWAPS:
+        return None
+    rank = call.meta["val"].ndim
+    _, *given = named_arguments(call).values()
+    if name == "permute":
+        return tuple(axis % rank for axis in given[0])
+    order = list(range(rank))
+    one, other = given
+    order[one], order[other] = order[other], order[one]
+    return tuple(order)
+
+
 def written(call: fx.Node) -> list[fx.Node]:
     """The arguments whose memory the call changes."""
     changed = [value for argument, value in _arguments(call) if _is_written(argument)]

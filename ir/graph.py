@@ -74,6 +74,8 @@ class Node:
     `derivative[i]` says whether a derivative can pass from `inputs[i]` to the outputs listed in
     `smooth`; indices, shapes, conditions and comparisons let none through. `channel_axis` is the
     axis on which the operation expects the channels of its first input, where it has a say.
+    `permutation`, of an operation that only orders axes anew: output axis i is input axis
+    `permutation[i]`.
     """
 
     index: int
@@ -85,6 +87,7 @@ class Node:
     derivative: tuple[bool, ...]
     smooth: tuple[str, ...]
     channel_axis: int | None = None
+    permutation: tuple[int, ...] | None = None
     scope: tuple[str, ...] = ()
 
     def __str__(self) -> str:

@@ -60,10 +60,11 @@ CHANNELS_LAST = frozenset(
 )
 CHANNELS_FIRST = frozenset(
     "Conv ConvTranspose ConvInteger DeformConv QLinearConv FusedConv CausalConvWithState "
-    "BatchNormalization MaxPool AveragePool GlobalAveragePool GlobalMaxPool LpPool GlobalLpPool "
-    "QLinearAveragePool QLinearGlobalAveragePool InstanceNormalization GroupNormalization Resize "
-    "Upsample GridSample RoiAlign DepthToSpace SpaceToDepth LRN".split()
+    "BatchNormalization MaxPool AveragePool LpPool GlobalMaxPool GlobalLpPool QLinearAveragePool "
+    "QLinearGlobalAveragePool InstanceNormalization GroupNormalization Resize Upsample GridSample "
+    "RoiAlign DepthToSpace SpaceToDepth LRN".split()
 )
+"""GlobalAveragePool is not among them: exporters write the mean over a last axis as one."""
 LOOKUPS = frozenset(
     "Gather GatherND GatherElements GatherBlockQuantized TorchEmbedding EmbedLayerNormalization "
     "QEmbedLayerNormalization".split()

@@ -86,6 +86,7 @@ def _node(index: int, node: gs.Node, proto: onnx.NodeProto) -> Node:
         ),
         smooth=smooth,
         channel_axis=_channel_axis(op, node),
+        permutation=_permutation(op, node),
         scope=_scope(proto),
     )
 
@@ -101,6 +102,12 @@ def _channel_axis(op: str, node: gs.Node) -> int | None:
     if axis is not None and "channels_last" in node.attrs:
         return -1 if node.attrs["channels_last"] else 1
     return axis
+
+
+def _permutation(op: str, node: gs.Node) -> tuple[int, ...] | None:
+    """How a Transpose that says so orders the axes."""
+    order = tuple(node.attrs.get("perm", ())) if op == "Transpose" else ()
+    return order if order and sorted(order) == list(range(len(order))) else None
 
 
 def captured(proto: onnx.NodeProto) -> set[str]:

@@ -7,16 +7,13 @@ seen on data alone. What cannot be proved is a Refusal that names the reason and
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from .blocks import Anatomy
-from .graph import Graph, Kind, Node, Shape
+from .channels import ObservedShapes, any_shape, channel_axis
+from .graph import Graph, Kind, Node
 from .windows import Window
-
-ObservedShapes = Mapping[str, Sequence[tuple[int, ...]]]
-"""Per value, the shapes it took on calibration batches of different size."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +110,7 @@ def prove(
     if entry is None:
         return Refusal(start, stop, name, str(reasons[entries[0]]), maker)
     resized: tuple[int, ...] = strides[entry] if reasons[entry] else ()
-    axis = channel_axis(graph, exit_, entry, observed)
+    axis = channel_axis(graph, exit_, observed)
     inside = [node for i in range(start, stop) for node in anatomy.chain.stretches[i]]
     made = [name for node in inside for name in node.outputs if name != exit_]
     dropped = tuple(name for name in made if name in droppable)
@@ -129,7 +126,7 @@ def prove(
         entry=entry,
         exit=exit_,
         channel_axis=axis,
-        rank=len(_any_shape(graph, exit_, observed)),
+        rank=len(any_shape(graph, exit_, observed)),
         dtype=graph.value(exit_).dtype or graph.value(entry).dtype or "float32",
         name=name,
         blocks=blocks,
@@ -143,7 +140,7 @@ def prove(
 
 
 def _width(graph: Graph, name: str, axis: int, observed: ObservedShapes | None) -> int:
-    dims = _any_shape(graph, name, observed)
+    dims = any_shape(graph, name, observed)
     width = dims[axis] if dims else 0
     return width if isinstance(width, int) else 0
 
@@ -183,8 +180,14 @@ def _mismatch(graph: Graph, entry: str, exit_: str, observed: ObservedShapes | N
         seen_a, seen_b = list(observed.get(entry, ())), list(observed.get(exit_, ()))
         if not seen_a or seen_a != seen_b:
             return f"its ends differ in shape on the data: {seen_a} and {seen_b}"
-        return None if len(seen_a[0]) >= 2 else "its ends have no channel axis"
-    if a.shape is None and b.shape is None and channel_axis(graph, exit_, entry, None) == 1:
+        if len(seen_a[0]) < 2:
+            return "its ends have no channel axis"
+    axis = channel_axis(graph, exit_, observed)
+    if axis != channel_axis(graph, entry, observed):
+        return "its ends have their channels on different axes"
+    if observed is not None:
+        return None
+    if a.shape is None and b.shape is None and axis == 1:
         return "without data its rank is not known"
     if _keeps_shape(graph, entry, exit_):
         return None
@@ -209,7 +212,7 @@ def _strides(
     pairs = list(zip(seen.get(entry, ()), seen.get(exit_, ()), strict=True))
     if not pairs or any(len(x) != len(y) or len(x) < 3 or x[0] != y[0] for x, y in pairs):
         return ()
-    if any(channel_axis(graph, name, name, observed) != 1 for name in (entry, exit_)):
+    if any(channel_axis(graph, name, observed) != 1 for name in (entry, exit_)):
         return ()
     if len({(x[1], y[1]) for x, y in pairs}) > 1:
         return ()
@@ -267,55 +270,6 @@ def _side_inputs(
     read = {name for index in removed for name in graph.nodes[index].inputs}
     beside = read - made - set(anatomy.chain.cuts[start].values)
     return tuple(sorted(beside & graph.input_dependent))
-
-
-def channel_axis(graph: Graph, exit_: str, entry: str, observed: ObservedShapes | None) -> int:
-    """Axis of the channels of a stream, told by the nearest operator that has an opinion.
-
-    Readers of the exit and of the entry are asked first, then their makers, looking through
-    operations that keep the layout. Streams no one has an opinion on are taken by rank: 4 axes or
-    more as feature maps, fewer as tokens.
-    """
-    for name in (exit_, entry):
-        for axis in _opinions(graph, name):
-            return axis
-    return 1 if len(_any_shape(graph, exit_, observed)) >= 4 else -1
-
-
-def _any_shape(graph: Graph, name: str, observed: ObservedShapes | None) -> Shape:
-    """A shape of the value: one seen on the data, else the one the file states."""
-    if observed is not None and observed.get(name):
-        return observed[name][0]
-    return graph.value(name).shape or ()
-
-
-FAR = 256
-"""Values looked through for an operator with an opinion: who is further away has none."""
-
-
-def _opinions(graph: Graph, name: str) -> Iterator[int]:
-    queue, seen = deque([name]), {name}
-    while queue and len(seen) < FAR:
-        value = queue.popleft()
-        around = [n for n in graph.consumers.get(value, ()) if n.inputs[0] == value]
-        for node in around:
-            if node.channel_axis is not None:
-                yield node.channel_axis
-        for node in graph.consumers.get(value, ()):
-            if node.kind in (Kind.POINTWISE, Kind.ADD, Kind.NORM):
-                fresh = [out for out in node.outputs if out and out not in seen]
-                seen.update(fresh)
-                queue += fresh
-    maker = graph.producer.get(name)
-    for _ in range(FAR):
-        if maker is None:
-            return
-        if maker.channel_axis is not None:
-            yield maker.channel_axis
-            return
-        if maker.kind not in (Kind.POINTWISE, Kind.ADD, Kind.NORM) or not maker.inputs:
-            return
-        maker = graph.producer.get(maker.inputs[0])
 
 
 def _pretty(shape: object) -> str:

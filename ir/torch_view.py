@@ -301,6 +301,7 @@ class _Walk:
                 derivative=tuple(bool(smooth) and carries for _, carries in inputs),
                 smooth=smooth,
                 channel_axis=None if behind else aten_ops.CHANNEL_AXIS.get(name),
+                permutation=aten_ops.permutation(call),
                 scope=_scope(call),
             )
         )

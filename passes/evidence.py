@@ -15,9 +15,10 @@ import numpy as np
 from ..calibration.splits import Fractions, Splits
 from ..calibration.spread import Processes
 from ..calibration.sweep import Pair, Statistics
+from ..ir.channels import ObservedShapes
 from ..ir.errors import BadInput
 from ..ir.graph import Graph
-from ..ir.spans import ObservedShapes, Span
+from ..ir.spans import Span
 from .layout import Layout
 from .similarity import MOST_SAMPLES, Features, Layers, joined
 from .sweep import ChooseSweep, Sweep, compared

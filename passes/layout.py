@@ -8,11 +8,12 @@ from dataclasses import dataclass, replace
 from ..calibration.runtime import Runner
 from ..calibration.sweep import observe_shapes
 from ..ir.blocks import Anatomy, anatomy
+from ..ir.channels import ObservedShapes, channel_axis
 from ..ir.cuts import find_chains
 from ..ir.errors import Unsupported
 from ..ir.graph import Graph
 from ..ir.onnx_file import OnnxModel
-from ..ir.spans import ObservedShapes, Refusal, Span, channel_axis, prove
+from ..ir.spans import Refusal, Span, prove
 from .task import Task
 
 CACHES_MAY_GO = "an output that is a decoder's cache may go with its block: --drop-cache"
@@ -41,7 +42,7 @@ class Layout:
 
     def channel_axis(self, graph: Graph, value: str) -> int:
         """Axis of the channels of a value at a cut."""
-        return channel_axis(graph, value, value, self.observed)
+        return channel_axis(graph, value, self.observed)
 
 
 def lay_out(task: Task) -> Layout:

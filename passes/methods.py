@@ -28,9 +28,10 @@ from ..calibration.metrics.cka import redtest_keep
 from ..calibration.metrics.modularity import LEAST_GAIN
 from ..calibration.metrics.sliced_wasserstein import lacoot_order
 from ..ir.blocks import Anatomy, Block
+from ..ir.channels import ObservedShapes
 from ..ir.errors import BadInput, Unsupported
 from ..ir.graph import Graph
-from ..ir.spans import ObservedShapes, Span, prove
+from ..ir.spans import Span, prove
 from .budget import Budget
 from .forms import Forms
 from .rating import UNTOLD, Metric, rating

@@ -7,10 +7,11 @@ from dataclasses import replace
 
 from ..calibration.moments import Array
 from ..ir.blocks import Anatomy
+from ..ir.channels import ObservedShapes
 from ..ir.errors import BadInput
 from ..ir.onnx_file import OnnxModel
 from ..ir.onnx_unfuse import unfuse
-from ..ir.spans import ObservedShapes, Refusal, Span, prove
+from ..ir.spans import Refusal, Span, prove
 from .base import PassError, PassResult
 from .fit import Walk
 from .layout import anatomies, observe

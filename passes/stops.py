@@ -15,11 +15,12 @@ import numpy as np
 from ..calibration.features import as_rows, rows_of
 from ..calibration.runtime import Runner
 from ..ir.blocks import Anatomy
+from ..ir.channels import ObservedShapes, channel_axis
 from ..ir.graph import Graph
 from ..ir.onnx_file import OnnxModel
 from ..ir.onnx_linear import Linear, linear_into, matrix, offset
 from ..ir.onnx_reads import picked_positions
-from ..ir.spans import ObservedShapes, Span, channel_axis
+from ..ir.spans import Span
 from .surrogates import linear_input
 from .task import Task
 
@@ -64,7 +65,7 @@ def find_stops(
         if cut.first in graph.producer
     }
     values = sorted(places, key=lambda name: graph.producer[name].index)
-    axes = {name: channel_axis(graph, name, name, observed) for name in values}
+    axes = {name: channel_axis(graph, name, observed) for name in values}
     found = {name: linear_into(model, name) for name in values}
     linears, aligned = _checked(task, found, axes)
     live = _live(graph, streams, values)

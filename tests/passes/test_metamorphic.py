@@ -125,7 +125,9 @@ def test_units_of_the_input_do_not_count(tmp_path: Path) -> None:
     scaled.CopyFrom(model)
     for node in scaled.graph.node:
         node.input[:] = ["whole" if name == "x" else name for name in node.input]
-    scaled.graph.initializer.append(onnx.numpy_helper.from_array(np.float32(1 / 64), "unit"))
+    scaled.graph.initializer.append(
+        onnx.numpy_helper.from_array(np.array(1 / 64, np.float32), "unit")
+    )
     scaled.graph.node.insert(0, onnx.helper.make_node("Mul", ["x", "unit"], ["whole"], "scale"))
     larger = {**data, "x": data["x"] * np.float32(64)}
     compare(run(model, {"x": data["x"]}), run(scaled, {"x": larger["x"]}), atol=0, rtol=0)

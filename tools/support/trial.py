@@ -18,10 +18,11 @@ from torch import nn
 from ...calibration.runtime import Runner, choose_runtime
 from ...calibration.solve import Solution
 from ...ir.blocks import Anatomy, Block, anatomy
+from ...ir.channels import ObservedShapes
 from ...ir.cuts import find_chains
 from ...ir.graph import Graph
 from ...ir.onnx_file import OnnxModel, read
-from ...ir.spans import ObservedShapes, Refusal, Span, prove
+from ...ir.spans import Refusal, Span, prove
 from ...passes.pipeline import ALL_PASSES, rewrite
 from ...passes.replacement import Replacement
 from .exporters import EXPORTERS, call, quiet
