@@ -38,8 +38,8 @@ Floats = NDArray[np.floating]
 WORTHWHILE = 0.01
 """By what share a refit must lower the error on held-out rows to be kept."""
 
-NEGLIGIBLE = 1e-8
-"""Error, as a share of the variance, that float32 activations cannot tell from none."""
+NEGLIGIBLE = 1e-6
+"""Error, as a share of the variance, that no weight is changed for."""
 
 
 class Walk(Rows):

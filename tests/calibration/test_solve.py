@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from blockfold.calibration.moments import Array, Centred, CoMoment, Moments
-from blockfold.calibration.solve import RIDGES, solve, solve_held_out
+from blockfold.calibration.solve import LEAST_RIDGE, RIDGES, solve, solve_held_out
 
 D = 5
 
@@ -112,3 +112,34 @@ def test_widths_that_differ_have_no_identity() -> None:
     x, y, _, _ = planted()
     with pytest.raises(ValueError, match="5 channels and y 3"):
         solve(moments_of(x, y[:, :3]))
+
+
+def flat_direction(rows: int = 400, seed: int = 0) -> tuple[Array, Array]:
+    """x whose last channel hardly varies, and y that this channel tells a little of."""
+    rng = np.random.default_rng(seed)
+    x = rng.standard_normal((rows, D))
+    weak = 0.2 * rng.standard_normal(rows)
+    x[:, -1] = 0.005 * weak
+    return x, x[:, :-1] @ np.ones((D - 1, D)) + weak[:, None] + rng.standard_normal((rows, D))
+
+
+def test_weights_do_not_grow_for_a_little_less_error() -> None:
+    """The smallest ridge of all is best by a few percent, with weights of 200."""
+    fit, held = (moments_of(*flat_direction(seed=seed)) for seed in (0, 1))
+    errors = {found.ridge: held.error(found.W, found.b) for found in solve(fit, RIDGES)}
+    assert min(errors, key=errors.__getitem__) < LEAST_RIDGE
+    (loose,) = solve(fit, [1e-6])
+    assert np.abs(loose.W).max() > 50
+    chosen = solve_held_out(fit, held)
+    assert chosen.ridge >= LEAST_RIDGE
+    assert np.abs(chosen.W).max() < 25
+    assert held.error(chosen.W, chosen.b) < 1.1 * min(errors.values())
+
+
+def test_an_exact_map_has_its_weights_whatever_their_size() -> None:
+    x, _ = flat_direction()
+    y = x.copy()
+    y[:, 0] += 200 * x[:, -1]
+    chosen = solve_held_out(moments_of(x, y), moments_of(x, y))
+    assert chosen.ridge < LEAST_RIDGE
+    assert chosen.W[-1, 0] == pytest.approx(200, rel=0.1)
