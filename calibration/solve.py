@@ -22,11 +22,11 @@ from .moments import Array, Moments
 RIDGES = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 
 LEAST_RIDGE = 1e-4
-"""Smaller ones let weights grow a hundredfold along directions in which regressors hardly vary: a
-little less error, and nothing that rounding activations to 8 bits leaves right."""
+"""For weights that are solved anew: smaller ones let them grow a hundredfold along directions in
+which activations hardly vary. The error falls a little, and rounded to 8 bits it is large."""
 
 WORTH_LESS = 0.5
-"""Share of the error that a ridge below `LEAST_RIDGE` must reach: such a map is about exact."""
+"""Share of the error that a ridge below the least must reach: such a map is about exact."""
 
 RANK_TOLERANCE = 1e-10
 """Eigenvalues below this share of the largest count as zero: float32 activations hold no more."""
@@ -100,14 +100,15 @@ def solve_held_out(
     prior: Array | None = None,
     ridges: Sequence[float] = RIDGES,
     spectrum: Spectrum | None = None,
+    least: float = 0.0,
 ) -> Solution:
     """Solve on `fit` with the ridge of least error on `held`; the smaller ridge where equal.
 
-    One below LEAST_RIDGE is taken only where the error falls to WORTH_LESS of that without.
+    One below `least` is taken only where the error falls to WORTH_LESS of that without.
     """
     found = [(s, held.error(s.W, s.b)) for s in solve(fit, ridges, prior, spectrum)]
     best = min(found, key=lambda pair: pair[1])
-    usual = [pair for pair in found if pair[0].ridge >= LEAST_RIDGE]
+    usual = [pair for pair in found if pair[0].ridge >= least]
     if not usual:
         return best[0]
     safe = min(usual, key=lambda pair: pair[1])

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from ..calibration.equations import Equations
 from ..calibration.features import Feature, NotFinite, require_finite
 from ..calibration.moments import Array
-from ..calibration.solve import RIDGES, Solution, solve_held_out
+from ..calibration.solve import LEAST_RIDGE, RIDGES, Solution, solve_held_out
 from ..calibration.tape import Piece, Pieces, Tape
 from ..ir.onnx_file import OnnxModel
 from ..ir.onnx_linear import Linear, matrix, offset
@@ -318,6 +318,7 @@ class _Walker:
         Where the ridge is known it is solved on both splits together.
         """
         healing, prior = self.recipe.healing, asked.prior
+        least = LEAST_RIDGE if asked.given is not None else 0.0
         ridges: tuple[float, ...] = RIDGES
         fit, held = (
             self.walk.equations(
@@ -337,7 +338,7 @@ class _Walker:
             seen, unseen = seen.about_zero(), unseen.about_zero()
         if not healing.ridge:
             prior, ridges = np.zeros_like(prior), (0.0,)
-        solution = solve_held_out(seen, unseen, prior, ridges)
+        solution = solve_held_out(seen, unseen, prior, ridges, least=least)
         if W0 is not None and b0 is not None:
             T = solution.W
             solution = replace(solution, W=W0 @ T, b=solution.b + b0 @ T)
