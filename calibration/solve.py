@@ -106,10 +106,9 @@ def solve_held_out(
 
     One below `least` is taken only where the error falls to WORTH_LESS of that without.
     """
-    found = [(s, held.error(s.W, s.b)) for s in solve(fit, ridges, prior, spectrum)]
-    best = min(found, key=lambda pair: pair[1])
-    usual = [pair for pair in found if pair[0].ridge >= least]
-    if not usual:
-        return best[0]
-    safe = min(usual, key=lambda pair: pair[1])
-    return best[0] if best[1] <= WORTH_LESS * safe[1] else safe[0]
+    found = solve(fit, ridges, prior, spectrum)
+    errors = {solution.ridge: held.error(solution.W, solution.b) for solution in found}
+    usual = [ridge for ridge in errors if ridge >= least] or errors
+    best, safe = (min(some, key=errors.__getitem__) for some in (errors, usual))
+    chosen = best if errors[best] <= WORTH_LESS * errors[safe] else safe
+    return next(solution for solution in found if solution.ridge == chosen)

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from ..calibration.equations import Equations
 from ..calibration.features import Feature, NotFinite, require_finite
 from ..calibration.moments import Array
-from ..calibration.solve import LEAST_RIDGE, RIDGES, Solution, solve_held_out
+from ..calibration.solve import RIDGES, Solution, solve_held_out
 from ..calibration.tape import Piece, Pieces, Tape
 from ..ir.onnx_file import OnnxModel
 from ..ir.onnx_linear import Linear, matrix, offset
@@ -38,8 +38,8 @@ Floats = NDArray[np.floating]
 WORTHWHILE = 0.01
 """By what share a refit must lower the error on held-out rows to be kept."""
 
-NEGLIGIBLE = 1e-6
-"""Error, as a share of the variance, that no weight is changed for."""
+NEGLIGIBLE = 1e-8
+"""Error, as a share of the variance, that float32 activations cannot tell from none."""
 
 
 class Walk(Rows):
@@ -318,7 +318,6 @@ class _Walker:
         Where the ridge is known it is solved on both splits together.
         """
         healing, prior = self.recipe.healing, asked.prior
-        least = LEAST_RIDGE if asked.given is not None else 0.0
         ridges: tuple[float, ...] = RIDGES
         fit, held = (
             self.walk.equations(
@@ -338,7 +337,7 @@ class _Walker:
             seen, unseen = seen.about_zero(), unseen.about_zero()
         if not healing.ridge:
             prior, ridges = np.zeros_like(prior), (0.0,)
-        solution = solve_held_out(seen, unseen, prior, ridges, least=least)
+        solution = solve_held_out(seen, unseen, prior, ridges, least=asked.least_ridge)
         if W0 is not None and b0 is not None:
             T = solution.W
             solution = replace(solution, W=W0 @ T, b=solution.b + b0 @ T)

@@ -220,7 +220,9 @@ class Probe:
             if wish.form == "identity":
                 solution = Solution(asked.prior, np.zeros(wish.span.width), 0.0, 0, 0, 0.0)
             else:
-                solution = solve_held_out(seen, held, asked.prior, spectrum=spectrum)
+                solution = solve_held_out(
+                    seen, held, asked.prior, spectrum=spectrum, least=asked.least_ridge
+                )
             try:
                 solution = rounded(solution, wish.span.dtype)
             except OutOfRange as error:

@@ -27,6 +27,7 @@ import numpy as np
 
 from ..calibration.features import Feature
 from ..calibration.moments import Array
+from ..calibration.solve import LEAST_RIDGE
 from ..ir.onnx_file import OnnxModel
 from ..ir.onnx_linear import Linear, matrix
 from ..ir.spans import Span
@@ -71,6 +72,11 @@ class Problem:
     given: Feature | None
     target: Feature
     prior: Array
+
+    @property
+    def least_ridge(self) -> float:
+        """Below which a ridge must earn its place: weights of the model are not to explode."""
+        return LEAST_RIDGE if self.given is not None else 0.0
 
 
 def problem(model: OnnxModel, form: Form, span: Span, linear: Linear | None) -> Problem:

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from blockfold.ir.channels import channel_axis
 from blockfold.ir.cuts import find_chains
 from blockfold.ir.graph import Kind
 from blockfold.ir.torch_view import capture, view
@@ -421,3 +422,25 @@ def test_unknown_operators_pass_a_derivative_from_every_floating_input() -> None
     assert node.inputs == ("args_0", "exp", "args_1", "exp")
     assert node.derivative == (True, True, False, True)
     assert node.outputs == ("mixed", "exp@mixed")
+
+
+TURNS: dict[str, tuple[Callable[[torch.Tensor], torch.Tensor], tuple[int, ...] | None]] = {
+    "permute": (lambda x: x.permute(2, 0, 1), (2, 0, 1)),
+    "from behind": (lambda x: x.permute(0, -1, -2), (0, 2, 1)),
+    "transpose": (lambda x: x.transpose(0, -1), (2, 1, 0)),
+    "view": (lambda x: x.reshape(2, 4, 3), None),
+}
+
+
+@pytest.mark.parametrize("name", TURNS)
+def test_how_axes_are_turned(name: str) -> None:
+    call, order = TURNS[name]
+    assert [node.permutation for node in seen(lambda x: call(x).sin()).nodes] == [order, None]
+
+
+def test_channels_are_found_through_a_transpose() -> None:
+    """As in ONNX: the product works on the axis that was the second."""
+    swapped = seen(lambda x: (x.sin().transpose(1, 2) @ torch.ones(3, 3)).cos())
+    plain = seen(lambda x: (x.sin() @ torch.ones(4, 4)).cos())
+    assert channel_axis(swapped, "sin", None) == 1
+    assert channel_axis(plain, "sin", None) == -1

@@ -80,4 +80,4 @@ def test_one_map_stands_for_any_run_of_blocks(vit_s: Exported, blocks: int) -> N
     own = 12 * WIDTH**2 + 13 * WIDTH
     # what exporters store beside weights, such as shapes, may go or come
     assert gone == pytest.approx(blocks * own - WIDTH**2 - WIDTH, abs=200)
-    assert (vit_s.parameters - gone - WIDTH) / 1e6 == pytest.approx(LEFT[blocks], abs=0.006)
+    assert (vit_s.parameters - gone - WIDTH) / 1e6 == pytest.approx(LEFT[blocks], abs=0.005)
