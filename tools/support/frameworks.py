@@ -42,8 +42,9 @@ class Case(NamedTuple):
 
 def keras_cnn(images: Images, labels: Labels, path: Path) -> None:
     """A residual network with batch normalisation, channels last."""
-    from keras import layers
+    from keras import layers, utils
 
+    utils.set_random_seed(0)
     image = layers.Input((8, 8, 1), name="image")
     x = layers.Conv2D(WIDTH, 3, padding="same")(image)
     for _ in range(BLOCKS):
@@ -55,8 +56,9 @@ def keras_cnn(images: Images, labels: Labels, path: Path) -> None:
 
 def keras_transformer(images: Images, labels: Labels, path: Path) -> None:
     """A pre-norm transformer on rows of pixels."""
-    from keras import layers
+    from keras import layers, utils
 
+    utils.set_random_seed(0)
     image = layers.Input((8, 8, 1), name="image")
     x = layers.Dense(WIDTH)(layers.Reshape((8, 8))(image))
     x = layers.Conv1D(WIDTH, 3, padding="same")(x)
