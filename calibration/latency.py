@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import numpy as np
@@ -12,9 +13,17 @@ from numpy.typing import NDArray
 
 from ..ir.errors import BadInput
 from ..ir.graph import Value
+from ..ir.onnx_file import OnnxModel
 from .data import Dataset
+from .runtime import Runner, Runtime
 
 WARM_UP_RUNS = 3
+
+MOST_RUNS = 200
+"""Of one session in a turn."""
+
+SIDE_BY_SIDE_BYTES = 2**30
+"""What models that are open side by side may weigh together."""
 
 
 class Runs(Protocol):
@@ -55,6 +64,15 @@ class Timing:
         return float(middle), float(low), float(high)
 
 
+def time_models(
+    models: Sequence[OnnxModel], runtime: Runtime, profile: Profile
+) -> Sequence[Timing]:
+    """Time models at the profile: open side by side or, where they are large, one at a time."""
+    if sum(model.size_bytes for model in models) <= SIDE_BY_SIDE_BYTES:
+        return take_turns([Runner(model, runtime) for model in models], profile)
+    return take_turns_alone([partial(Runner, model, runtime) for model in models], profile)
+
+
 def take_turns(
     runners: Sequence[Runs], profile: Profile, *, rounds: int = 15, round_seconds: float = 0.05
 ) -> list[Timing]:
@@ -64,17 +82,51 @@ def take_turns(
     always meet the same runner.
     """
     feeds = [runner.taken(profile.feeds) for runner in runners]
-    counts = []
-    for runner, taken in zip(runners, feeds, strict=True):
-        seconds = min(_once_ms(runner, taken) for _ in range(WARM_UP_RUNS)) / 1e3
-        counts.append(max(1, min(200, round(round_seconds / max(seconds, 1e-6)))))
-    found = np.zeros((len(runners), rounds))
+    counts = [
+        _runs_in(round_seconds, runner, taken) for runner, taken in zip(runners, feeds, strict=True)
+    ]
+
+    def turn(at: int) -> float:
+        return float(np.median([_once_ms(runners[at], feeds[at]) for _ in range(counts[at])]))
+
+    return _in_rounds(len(runners), rounds, turn)
+
+
+def take_turns_alone(
+    openers: Sequence[Callable[[], Runs]],
+    profile: Profile,
+    *,
+    rounds: int = 5,
+    round_seconds: float = 0.5,
+) -> list[Timing]:
+    """As `take_turns`, with every runner opened, and warmed up, anew for each of its turns.
+
+    So no more than one is in memory; there are fewer turns, but longer ones.
+    """
+
+    def turn(at: int) -> float:
+        runner = openers[at]()
+        taken = runner.taken(profile.feeds)
+        count = _runs_in(round_seconds, runner, taken)
+        return float(np.median([_once_ms(runner, taken) for _ in range(count)]))
+
+    return _in_rounds(len(openers), rounds, turn)
+
+
+def _in_rounds(number: int, rounds: int, turn: Callable[[int], float]) -> list[Timing]:
+    """A turn for each in every round; what it takes, in milliseconds, is the turn's to say."""
+    found = np.zeros((number, rounds))
     rng = np.random.default_rng(0)
-    for turn in range(rounds):
-        for at in rng.permutation(len(runners)):
-            runner, taken = runners[at], feeds[at]
-            found[at, turn] = np.median([_once_ms(runner, taken) for _ in range(counts[at])])
+    for at_round in range(rounds):
+        for at in rng.permutation(number):
+            found[at, at_round] = turn(at)
     return [Timing(row) for row in found]
+
+
+def _runs_in(seconds: float, runner: Runs, feeds: dict[str, NDArray[np.generic]]) -> int:
+    """How many runs take about that long, seen while warming up."""
+    once = min(_once_ms(runner, feeds) for _ in range(WARM_UP_RUNS)) / 1e3
+    return max(1, min(MOST_RUNS, round(seconds / max(once, 1e-6))))
 
 
 def _once_ms(runner: Runs, feeds: dict[str, NDArray[np.generic]]) -> float:

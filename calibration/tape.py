@@ -59,13 +59,23 @@ class Pieces:
         """A session of the nodes between, in the room of others, and the bytes it holds."""
         piece = extract(self.model, given, wanted)
         nbytes = piece.size_bytes
-        while self._open and nbytes + sum(n for _, n in self._open.values()) > SESSIONS_BYTES:
-            del self._open[next(iter(self._open))]
+        self.make_room(nbytes)
         return Runner(piece, self.runtime, pooled=True), nbytes
 
     def open(self, given: Iterable[str], wanted: Sequence[str]) -> Runner:
         """A session of the nodes between, for the caller alone."""
-        return Runner(extract(self.model, given, wanted), self.runtime, pooled=True)
+        piece = extract(self.model, given, wanted)
+        self.make_room(piece.size_bytes)
+        return Runner(piece, self.runtime, pooled=True)
+
+    def make_room(self, nbytes: int) -> None:
+        """Close sessions, those used longest ago first, until one of that size may be opened."""
+        while self._open and nbytes + sum(n for _, n in self._open.values()) > SESSIONS_BYTES:
+            del self._open[next(iter(self._open))]
+
+    def close(self) -> None:
+        """Close all sessions; they are opened again when asked for."""
+        self._open.clear()
 
 
 @dataclass(frozen=True)

@@ -2,17 +2,18 @@
 
 Units of one kind (equal operators, equal weights) cost the same, so one of each kind is measured:
 the model as it is in turns with the same without the unit, and with each kind of surrogate in its
-place. The cost of any plan follows by addition; the chosen one is measured for itself in the end.
+place. Of a large model, which would be in memory twice, the unit alone is measured in that way.
+The cost of any plan follows by addition; the chosen one is measured for itself in the end.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import chain
+from dataclasses import dataclass, replace
 
 import numpy as np
 
+from ..calibration import latency
 from ..calibration.flops import flops
 from ..calibration.latency import Profile, take_turns
 from ..calibration.runtime import Runner
@@ -23,8 +24,9 @@ from ..ir.spans import Span
 from .layout import Layout
 from .pipeline import build
 from .replacement import Replacement
+from .section import sections_of
 from .surrogates import Form, Wish, problem
-from .task import Task
+from .task import Advance, Task
 
 ROUNDS = 25
 """Turns of two models; a unit is a small part of the whole, so they are many."""
@@ -96,58 +98,91 @@ def _kind(unit: Unit) -> object:
     return tuple(sorted(node.op for node in unit.nodes)), unit.parameters
 
 
-Weights = Callable[[OnnxModel, Iterable[OnnxModel]], Sequence[float]]
-"""What the whole weighs, and then each changed model; these are made one by one, when asked for."""
+Savings = Callable[[Sequence[Wish]], tuple[float, Sequence[float]]]
+"""What the whole model costs, and what each change made to it, alone, saves."""
 
 
 def measure_costs(task: Task, layout: Layout, profile: Profile) -> Costs:
     """Time the model against itself without one unit of each kind and with surrogates in place."""
+    large = 2 * task.plain.size_bytes > latency.SIDE_BY_SIDE_BYTES
+    timed = _timed_in_sections if large else _timed_in_the_whole
 
-    def timed(whole: OnnxModel, changed: Iterable[OnnxModel]) -> list[float]:
-        original, saved = Runner(whole, task.runtime), []
-        wholes = [take_turns([original], profile, rounds=ROUNDS)[0].median_ms]
-        # Two models are open at a time: all at once would take many times the model's memory.
-        with task.stage("latency of units", 1) as advance:
-            for model in changed:
-                runners = [original, Runner(model, task.runtime)]
-                pair = take_turns(runners, profile, rounds=ROUNDS, round_seconds=ROUND_SECONDS)
-                # differences within a round: what slows the machine for a while slows both
-                saved.append(float(np.median(pair[0].rounds_ms - pair[1].rounds_ms)))
-                wholes.append(pair[0].median_ms)
-            advance(1)
-        whole_ms = float(np.median(wholes))
-        return [whole_ms, *(whole_ms - ms for ms in saved)]
+    def savings(changes: Sequence[Wish]) -> tuple[float, Sequence[float]]:
+        with task.stage("latency of units", len(changes)) as advance:
+            return timed(task, profile, changes, advance)
 
-    return weigh(task.plain, layout, timed)
+    return weigh(layout, savings)
+
+
+def _timed_in_the_whole(
+    task: Task, profile: Profile, changes: Sequence[Wish], advance: Advance
+) -> tuple[float, Sequence[float]]:
+    original, saved = Runner(task.plain, task.runtime), []
+    wholes = [take_turns([original], profile, rounds=ROUNDS)[0].median_ms]
+    for wish in changes:
+        changed = _changed(task.plain, wish)
+        whole_ms, saved_ms = _pair(original, Runner(changed, task.runtime), profile)
+        wholes.append(whole_ms)
+        saved.append(saved_ms)
+        advance(1)
+    return float(np.median(wholes)), saved
+
+
+def _timed_in_sections(
+    task: Task, profile: Profile, changes: Sequence[Wish], advance: Advance
+) -> tuple[float, Sequence[float]]:
+    whole = Runner(task.plain, task.runtime)
+    (timing,) = take_turns([whole], profile, rounds=ROUNDS)
+    del whole
+    saved = []
+    for wish, section in zip(changes, sections_of(task, changes, profile.feeds), strict=True):
+        original, other = section.model, _changed(section.model, Wish(section.span, wish.form))
+        at = replace(profile, feeds=section.feeds)
+        saved.append(_pair(Runner(original, task.runtime), Runner(other, task.runtime), at)[1])
+        advance(1)
+    return timing.median_ms, saved
+
+
+def _pair(one: Runner, other: Runner, profile: Profile) -> tuple[float, float]:
+    """Milliseconds of one, and what the other saves of these."""
+    first, second = take_turns([one, other], profile, rounds=ROUNDS, round_seconds=ROUND_SECONDS)
+    # differences within a round: what slows the machine for a while slows both
+    return first.median_ms, float(np.median(first.rounds_ms - second.rounds_ms))
+
+
+def _changed(model: OnnxModel, wish: Wish) -> OnnxModel:
+    return build(model, [blank(model, wish)])
 
 
 def count_costs(task: Task, layout: Layout, profile: Profile) -> Costs:
     """FLOPs at the profile in the place of milliseconds: no clock has a part in them."""
 
-    def counted(whole: OnnxModel, changed: Iterable[OnnxModel]) -> list[float]:
-        models = chain([whole], changed)
-        return [float(flops(model, task.runtime, profile.feeds)) for model in models]
+    def savings(changes: Sequence[Wish]) -> tuple[float, Sequence[float]]:
+        counted = [
+            float(flops(model, task.runtime, profile.feeds))
+            for model in (task.plain, *(_changed(task.plain, wish) for wish in changes))
+        ]
+        return counted[0], [counted[0] - rest for rest in counted[1:]]
 
-    return weigh(task.plain, layout, counted)
+    return weigh(layout, savings)
 
 
-def weigh(model: OnnxModel, layout: Layout, weights: Weights) -> Costs:
-    """Costs in whatever `weights` gives for models: the whole, and with one unit changed.
+def weigh(layout: Layout, savings: Savings) -> Costs:
+    """Costs in whatever `savings` are told in: of the whole, and of one unit of each kind.
 
     Units never cost more than the model: what noise says beyond is shared out among them.
     """
     chosen = _representatives(layout)
-    changed = [
-        (kind, form, span)
+    changes = {
+        (kind, form): Wish(span, form)
         for kind, span in chosen.items()
         for form in ("identity", *TIMED)
         if _can_be(span, form)
-    ]
-    models = (build(model, [blank(model, Wish(span, form))]) for _, form, span in changed)
-    whole, *rest = weights(model, models)
-    found = {(kind, form): cost for (kind, form, _), cost in zip(changed, rest, strict=True)}
-    least = {kind: found[kind, _least(span)] for kind, span in chosen.items()}
-    units = {kind: max(0.0, whole - least[kind]) for kind in chosen}
+    }
+    whole, saved = savings(list(changes.values()))
+    found = dict(zip(changes, saved, strict=True))
+    most = {kind: found[kind, _least(span)] for kind, span in chosen.items()}
+    units = {kind: max(0.0, saved) for kind, saved in most.items()}
     kinds = [kind for stream in layout.anatomies for kind in unit_kinds(stream)]
     excess = max(1.0, sum(units.get(kind, 0.0) for kind in kinds) / whole)
     return Costs(
@@ -155,7 +190,7 @@ def weigh(model: OnnxModel, layout: Layout, weights: Weights) -> Costs:
         {kind: cost / excess for kind, cost in units.items()},
         {
             kind: {
-                form: max(0.0, found[kind, form] - least[kind])
+                form: max(0.0, most[kind] - found[kind, form])
                 for form in TIMED
                 if (kind, form) in found
             }

@@ -8,6 +8,7 @@ from ..calibration.features import as_rows
 from ..calibration.masks import row_weights
 from ..calibration.relative_error import RelativeError
 from ..calibration.runtime import Runner
+from ..calibration.tape import Pieces, Tape
 from ..ir.onnx_file import OnnxModel
 from .replacement import Replacement
 from .task import Samples, Task
@@ -23,15 +24,19 @@ def exit_errors(
     exits = [r.span.exit for r in replacements]
     left = {r.span.exit: r.span.entry for r in replacements if r.solution is None}
     made_at = {exit_: _standing_for(exit_, left) for exit_ in exits}
-    original = Runner(task.plain, task.runtime, exits)
+    pieces = Pieces(task.plain, task.runtime)
+    original = Tape(pieces, task.data, samples, task.batch)
+    original.reach(exits)
+    pieces.close()  # before the other model is opened
     changed = Runner(model, task.runtime, list(dict.fromkeys(made_at.values())))
     found = [RelativeError() for _ in replacements]
     with task.stage("errors at the exits", len(samples)) as advance:
-        for batch in task.data.batches(samples, original.fixed_batch or task.batch):
-            truth, made, mask = original(batch.feeds), changed(batch.feeds), task.padding(batch)
+        for piece in original.batches():
+            batch = piece.batch
+            made, mask = changed(batch.feeds), task.padding(batch)
             for error, replacement in zip(found, replacements, strict=True):
                 exit_, axis = replacement.span.exit, replacement.span.channel_axis
-                y, there = truth[exit_], made[made_at[exit_]]
+                y, there = piece.real(exit_), made[made_at[exit_]]
                 weights = None if mask is None else row_weights(mask, y.shape, axis)
                 error.add(as_rows(y, axis), as_rows(there, axis), weights)
             advance(len(batch.samples))

@@ -115,10 +115,10 @@ class Walk(Rows):
         tape.reach(live)
 
     def weights(self, linear: Linear) -> tuple[Array, Array]:
-        """W and b of a linear operation as it is."""
+        """W and b of a linear operation as it is; those of the last one are at hand."""
         if linear.value not in self._weights:
             W = matrix(self.task.plain, linear)
-            self._weights[linear.value] = W, offset(self.task.plain, linear, W.shape[1])
+            self._weights = {linear.value: (W, offset(self.task.plain, linear, W.shape[1]))}
         return self._weights[linear.value]
 
 

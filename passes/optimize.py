@@ -7,8 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 
-from ..calibration.latency import Profile, Timing, take_turns
-from ..calibration.runtime import Runner
+from ..calibration.latency import Profile, Timing, time_models
 from ..ir.errors import BadInput, NotMet
 from ..ir.onnx_file import OnnxModel
 from ..ir.spans import Refusal
@@ -249,8 +248,7 @@ def provenance(plan: Plan) -> Mapping[str, str]:
 def measure_latency(task: Task, model: OnnxModel, profile: Profile) -> LatencyRecord:
     """Both models side by side at the profile."""
     with task.stage("latency", 1) as advance:
-        runners = [Runner(task.model, task.runtime), Runner(model, task.runtime)]
-        original, new = take_turns(runners, profile)
+        original, new = time_models([task.model, model], task.runtime, profile)
         advance(1)
     return latency_record(original, new, profile)
 

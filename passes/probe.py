@@ -103,6 +103,7 @@ class Probe:
         fit = thinned(self.task.splits.fit, self._fit_samples(wishes))
         places = self._places(Pair(self.walk.tape(fit), self.walk.tape(select)), wishes)
         errors = self._errors(places, wishes)
+        self.walk.pieces.make_room(self.task.model.size_bytes)
         with Reference(self.task, select, "original on a few samples") as reference:
             return tuple(self._measured(places, reference, errors))
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..calibration.latency import Profile, take_turns
+from ..calibration.latency import Profile, time_models
 from ..calibration.quality import AGAINST_LABELS, Outputs, Scorer
 from ..calibration.runtime import Runner
 from ..ir.errors import BadInput
@@ -45,12 +45,12 @@ def rank(tasks: Sequence[tuple[str, Task]], profile: Profile) -> tuple[Candidate
     Raises BadInput where they take different inputs, or the metric compares with an original.
     """
     _require_comparable(tasks)
-    runners = [Runner(task.model, task.runtime) for _, task in tasks]
-    with tasks[0][1].stage("latency of candidates", 1) as advance:
-        timings = take_turns(runners, profile)
+    first = tasks[0][1]
+    with first.stage("latency of candidates", 1) as advance:
+        timings = time_models([task.model for _, task in tasks], first.runtime, profile)
         advance(1)
     found = []
-    for (name, task), runner, timing in zip(tasks, runners, timings, strict=True):
+    for (name, task), timing in zip(tasks, timings, strict=True):
         layout = lay_out(task)
         streams = similarity(task, layout)
         if not streams:
@@ -62,7 +62,7 @@ def rank(tasks: Sequence[tuple[str, Task]], profile: Profile) -> tuple[Candidate
         found.append(
             Candidate(
                 name,
-                _quality(task, runner),
+                _quality(task),
                 widest.msrs,
                 widest.msrs_per_pair,
                 sum(len(stream.blocks) for stream in layout.anatomies),
@@ -89,7 +89,8 @@ def _inputs(task: Task) -> set[tuple[str, str | None, int]]:
     return {(v.name, v.dtype, len(v.shape or ())) for v in task.model.inputs}
 
 
-def _quality(task: Task, runner: Runner) -> float:
+def _quality(task: Task) -> float:
+    runner = Runner(task.model, task.runtime)
     scorer = Scorer(task.metric, task.own)
     samples = np.sort(np.concatenate([task.splits.select, task.splits.certify]))
     with task.stage("quality", len(samples)) as advance:

@@ -87,6 +87,7 @@ class Trials:
         """Fit recipes in one walk and measure what comes out; those refused are left out."""
         if self._references is None:
             fit, select = self.task.splits.fit, self.task.splits.select
+            self.walk.pieces.make_room(self.task.model.size_bytes)
             self._references = (
                 self._open.enter_context(Reference(self.task, fit, "original on fit")),
                 self._open.enter_context(Reference(self.task, select, "original on select")),
@@ -133,3 +134,4 @@ class Trials:
 
     def __exit__(self, *error: object) -> None:
         self._open.close()
+        self.walk.pieces.close()

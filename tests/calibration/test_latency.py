@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import weakref
+from collections.abc import Callable
 from typing import Any, cast
 
 import numpy as np
 import pytest
 
 from blockfold.calibration import latency
-from blockfold.calibration.latency import Profile, Timing, profile_from_data, take_turns
+from blockfold.calibration.latency import (
+    Profile,
+    Timing,
+    profile_from_data,
+    take_turns,
+    take_turns_alone,
+)
 from blockfold.calibration.runtime import Runner
 from blockfold.calibration.sources import open_data
 from blockfold.ir.errors import BadInput
@@ -69,6 +77,32 @@ def test_sessions_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [len(t.rounds_ms) for t in timings] == [3, 3]
     assert "".join(clock.log) == "aaabbb" + 3 * "aaaabb"
     assert timings[0].ratio_to(timings[1])[0] == pytest.approx(2.0)
+
+
+def test_alone_a_session_is_opened_for_every_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = _Clock()
+    monkeypatch.setattr(latency, "time", clock)
+    living: weakref.WeakSet[_Session] = weakref.WeakSet()
+
+    def opener(name: str, seconds: float) -> Callable[[], Any]:
+        def opened() -> _Session:
+            assert not living, "another is still open"
+            session = _Session(clock, name, seconds)
+            living.add(session)
+            clock.seconds += 5.0  # opening is no part of a run
+            clock.log.append("|")
+            return session
+
+        return opened
+
+    timings = take_turns_alone(
+        [opener("a", 0.01), opener("b", 0.02)], Profile(1, {}), rounds=2, round_seconds=0.04
+    )
+    assert [list(t.rounds_ms) for t in timings] == [
+        pytest.approx([10.0, 10.0]),
+        pytest.approx([20.0, 20.0]),
+    ]
+    assert sorted("".join(clock.log).split("|")) == ["", *2 * ["aaaaaaa"], *2 * ["bbbbb"]]
 
 
 def profile(

@@ -336,6 +336,6 @@ def test_units_never_cost_more_than_the_model() -> None:
     source = read(model)
     with open_data(labelled(model, 40), source.inputs) as opened:
         layout = lay_out(make_task(source, opened, split(40), Runtime(threads=1)))
-    noisy = weigh(source, layout, lambda _whole, changed: [10.0, *(5.0 for _ in changed)])
+    noisy = weigh(layout, lambda changes: (10.0, [5.0 for _ in changes]))
     kinds = unit_kinds(layout.anatomies[0])
     assert sum(noisy.unit_ms.get(kind, 0.0) for kind in kinds) == pytest.approx(10.0)

@@ -133,10 +133,11 @@ class CommandLine:
 
 def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
     """Time sessions over a few runs only."""
-    haste = latency.take_turns.__kwdefaults__
-    assert haste is not None
-    monkeypatch.setitem(haste, "rounds", 3)
-    monkeypatch.setitem(haste, "round_seconds", 0.002)
+    for timing in (latency.take_turns, latency.take_turns_alone):
+        haste = timing.__kwdefaults__
+        assert haste is not None
+        monkeypatch.setitem(haste, "rounds", 3)
+        monkeypatch.setitem(haste, "round_seconds", 0.002)
 
 
 def subprocess_run(
