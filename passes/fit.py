@@ -106,7 +106,8 @@ class Walk(Rows):
             (linear_input(linear),),
             Feature(linear.residual, stop.channel_axis),
             Feature(stop.value, stop.channel_axis),
-            solution.W,
+            len(solution.W),
+            lambda: solution.W,
         )
         tape.put(
             stop.value,

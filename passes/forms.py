@@ -57,7 +57,7 @@ class Forms:
         """How many numbers the surrogate adds to the model; folded ones take others' places."""
         if wish.form in ("identity", "folded"):
             return 0
-        return self.asked(wish).prior.size + wish.span.width
+        return (self.asked(wish).columns + 1) * wish.span.width
 
     def is_mixing(self, span: Span) -> bool:
         """Whether any unit of it lets the first position depend on the last."""

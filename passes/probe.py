@@ -324,23 +324,35 @@ class Probe:
         wishes: Sequence[Wish],
         advance: Advance,
     ) -> dict[Wish, float]:
-        """The damage at the output, by the smooth metric; one session for each exit.
+        """The damage at the output, by the smooth metric.
 
         Endless where a surrogate makes anything leave the range of the model's type.
         """
         found: dict[Wish, float] = {}
         for exit_ in dict.fromkeys(wish.span.exit for wish in wishes):
-            stop, output = self._stops[exit_], self.task.output
-            given = [exit_, *stop.live]
-            rest = None if output in given else self.walk.pieces.open(given, [output])
-            for wish in (wish for wish in wishes if wish.span.exit == exit_):
-                outputs = self._outputs(places, wish, rest)
-                try:
-                    found[wish] = max(reference.damage(outputs), 0.0)
-                except NotFinite as error:
-                    self._refuse(wish, f"then {error.value!r} holds NaN or Inf")
-                    found[wish] = math.inf
-                advance(1)
+            there = [wish for wish in wishes if wish.span.exit == exit_]
+            found |= self._damages_from(exit_, places, reference, there, advance)
+        return found
+
+    def _damages_from(
+        self,
+        exit_: str,
+        places: Mapping[str | None, Pair],
+        reference: Reference,
+        wishes: Sequence[Wish],
+        advance: Advance,
+    ) -> dict[Wish, float]:
+        """Damages of wishes with one exit, by one session from there to the output."""
+        given, output = [exit_, *self._stops[exit_].live], self.task.output
+        rest = None if output in given else self.walk.pieces.open(given, [output])
+        found = {}
+        for wish in wishes:
+            try:
+                found[wish] = max(reference.damage(self._outputs(places, wish, rest)), 0.0)
+            except NotFinite as error:
+                self._refuse(wish, f"then {error.value!r} holds NaN or Inf")
+                found[wish] = math.inf
+            advance(1)
         return found
 
     def _refuse(self, wish: Wish, reason: str) -> None:

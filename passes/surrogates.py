@@ -20,7 +20,9 @@ channels the maps are convolutions with strides, and W0 is 0: nothing there is l
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -63,15 +65,21 @@ class Wish:
 
 @dataclass(frozen=True)
 class Problem:
-    """Least squares for one surrogate: target ~ given + features W + b.
+    """Least squares for one surrogate: target ~ given + features W + b, W having `columns` rows.
 
-    `prior` is what W would be if nothing were solved: W0 (p, d).
+    Of a wide stream a prior is large and wishes are many, so it is made when asked for.
     """
 
     features: tuple[Feature, ...]
     given: Feature | None
     target: Feature
-    prior: Array
+    columns: int
+    make_prior: Callable[[], Array]
+
+    @property
+    def prior(self) -> Array:
+        """What W would be if nothing were solved: W0 (columns, d)."""
+        return self.make_prior()
 
     @property
     def least_ridge(self) -> float:
@@ -81,31 +89,33 @@ class Problem:
 
 def problem(model: OnnxModel, form: Form, span: Span, linear: Linear | None) -> Problem:
     """What is to be solved to make `span.exit` in the given form; `linear` makes the entry."""
-    axis, width = span.channel_axis, span.width
-    target, entry, eye = Feature(span.exit, axis), Feature(span.entry, axis), np.eye(width)
+    axis, width, axes = span.channel_axis, span.width, span.rank - 2
+    target, entry = Feature(span.exit, axis), Feature(span.entry, axis)
+    eye, zeros = partial(np.eye, width), partial(np.zeros, (width, width))
     if span.strides:
         size = kernel_size(form)
-        entry = Feature(span.entry, axis, span.window(size))
-        prior = np.zeros((span.entry_width * size ** (span.rank - 2), width))
-        return Problem((entry,), None, target, prior)
+        entry, columns = Feature(span.entry, axis, span.window(size)), span.entry_width * size**axes
+        return Problem((entry,), None, target, columns, partial(np.zeros, (columns, width)))
     if form == "affine":
-        return Problem((entry,), None, target, eye)
-    mean = Feature(span.entry, axis, pooled=True)
+        return Problem((entry,), None, target, width, eye)
     if form == "affine + context":
-        return Problem((entry, mean), None, target, np.vstack([eye, np.zeros_like(eye)]))
+        mean = Feature(span.entry, axis, pooled=True)
+        return Problem((entry, mean), None, target, 2 * width, partial(_stacked, eye, zeros))
     if form == "conv":
-        entry = Feature(span.entry, axis, span.window(KERNEL))
-        return Problem((entry,), None, target, central(eye, span.rank - 2))
+        entry, columns = Feature(span.entry, axis, span.window(KERNEL)), width * KERNEL**axes
+        return Problem((entry,), None, target, columns, partial(_central, width, axes))
     if linear is None:
         raise ValueError(f"a surrogate of the form {form!r} needs a linear operation")
     u, r = linear_input(linear), Feature(linear.residual, axis)
-    weight = matrix(model, linear)
+    weight = partial(matrix, model, linear)
+    columns = model.graph.constants[linear.weight].elements // width
     if form == "affine + folded":
-        return Problem((r, u), None, target, np.vstack([eye, weight]))
+        return Problem((r, u), None, target, width + columns, partial(_stacked, eye, weight))
     if form == "affine + folded + context":
         whole = Feature(linear.value, axis, pooled=True)
-        return Problem((r, u, whole), None, target, np.vstack([eye, weight, np.zeros_like(eye)]))
-    return Problem((u,), r, target, weight)
+        prior = partial(_stacked, eye, weight, zeros)
+        return Problem((r, u, whole), None, target, 2 * width + columns, prior)
+    return Problem((u,), r, target, columns, weight)
 
 
 def kernel_size(form: Form) -> int:
@@ -118,10 +128,13 @@ def linear_input(linear: Linear) -> Feature:
     return Feature(linear.u, -1 if linear.window is None else 1, linear.window)
 
 
-def central(prior: Array, axes: int) -> Array:
-    """A 1x1 kernel (c, out) in the middle of a 3x3 one, as (c 3 3, out)."""
-    channels, out = prior.shape
+def _stacked(*parts: Callable[[], Array]) -> Array:
+    return np.vstack([part() for part in parts])
+
+
+def _central(channels: int, axes: int) -> Array:
+    """What leaves feature maps as they are: 1 in the middle of each 3x3 kernel, (c 3 3, c)."""
     cells = KERNEL**axes
-    kernel = np.zeros((channels, cells, out))
-    kernel[:, cells // 2] = prior
-    return kernel.reshape(channels * cells, out)
+    kernel = np.zeros((channels, cells, channels))
+    kernel[:, cells // 2] = np.eye(channels)
+    return kernel.reshape(channels * cells, channels)
