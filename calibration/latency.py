@@ -22,7 +22,7 @@ WARM_UP_RUNS = 3
 MOST_RUNS = 200
 """Of one session in a turn."""
 
-SIDE_BY_SIDE_BYTES = 2**30
+SIDE_BY_SIDE_BYTES = 2**31
 """What models that are open side by side may weigh together."""
 
 
