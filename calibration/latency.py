@@ -68,9 +68,14 @@ def time_models(
     models: Sequence[OnnxModel], runtime: Runtime, profile: Profile
 ) -> Sequence[Timing]:
     """Time models at the profile: open side by side or, where they are large, one at a time."""
-    if sum(model.size_bytes for model in models) <= SIDE_BY_SIDE_BYTES:
+    if fit_together(models):
         return take_turns([Runner(model, runtime) for model in models], profile)
     return take_turns_alone([partial(Runner, model, runtime) for model in models], profile)
+
+
+def fit_together(models: Sequence[OnnxModel]) -> bool:
+    """Whether models are small enough to be open side by side."""
+    return sum(model.size_bytes for model in models) <= SIDE_BY_SIDE_BYTES
 
 
 def take_turns(

@@ -13,9 +13,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ..calibration import latency
 from ..calibration.flops import flops
-from ..calibration.latency import Profile, take_turns
+from ..calibration.latency import Profile, fit_together, take_turns
 from ..calibration.runtime import Runner
 from ..calibration.solve import Solution
 from ..ir.blocks import Anatomy, Unit
@@ -104,8 +103,8 @@ Savings = Callable[[Sequence[Wish]], tuple[float, Sequence[float]]]
 
 def measure_costs(task: Task, layout: Layout, profile: Profile) -> Costs:
     """Time the model against itself without one unit of each kind and with surrogates in place."""
-    large = 2 * task.plain.size_bytes > latency.SIDE_BY_SIDE_BYTES
-    timed = _timed_in_sections if large else _timed_in_the_whole
+    small = fit_together([task.plain, task.plain])
+    timed = _timed_in_the_whole if small else _timed_in_sections
 
     def savings(changes: Sequence[Wish]) -> tuple[float, Sequence[float]]:
         with task.stage("latency of units", len(changes)) as advance:
@@ -158,11 +157,11 @@ def count_costs(task: Task, layout: Layout, profile: Profile) -> Costs:
     """FLOPs at the profile in the place of milliseconds: no clock has a part in them."""
 
     def savings(changes: Sequence[Wish]) -> tuple[float, Sequence[float]]:
-        counted = [
-            float(flops(model, task.runtime, profile.feeds))
-            for model in (task.plain, *(_changed(task.plain, wish) for wish in changes))
-        ]
-        return counted[0], [counted[0] - rest for rest in counted[1:]]
+        def counted(model: OnnxModel) -> float:
+            return float(flops(model, task.runtime, profile.feeds))
+
+        whole = counted(task.plain)
+        return whole, [whole - counted(_changed(task.plain, wish)) for wish in changes]
 
     return weigh(layout, savings)
 
@@ -182,7 +181,7 @@ def weigh(layout: Layout, savings: Savings) -> Costs:
     whole, saved = savings(list(changes.values()))
     found = dict(zip(changes, saved, strict=True))
     most = {kind: found[kind, _least(span)] for kind, span in chosen.items()}
-    units = {kind: max(0.0, saved) for kind, saved in most.items()}
+    units = {kind: max(0.0, cost) for kind, cost in most.items()}
     kinds = [kind for stream in layout.anatomies for kind in unit_kinds(stream)]
     excess = max(1.0, sum(units.get(kind, 0.0) for kind in kinds) / whole)
     return Costs(

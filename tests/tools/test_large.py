@@ -112,6 +112,10 @@ def test_at_most_one_session_stays_where_there_is_room_for_none(
             walked.reach([name])
             assert len(pieces._open) == 1
             walked.keep([name])
+        # one that the caller alone has needs the room, too
+        alone = pieces.open([chain[-1]], ["logits"])
+        assert alone.outputs == ("logits",)
+        assert not pieces._open
         walked.reach(["logits"])
         logits = np.concatenate(list(walked.real("logits")))
     compare(outputs(model, inputs(6)), {"logits": logits}, atol=1e-5, rtol=1e-5)
