@@ -12,6 +12,7 @@ from ..ir.windows import Window
 from .moments import Array
 
 Floats = NDArray[np.floating]
+Chosen = NDArray[np.integer]
 
 
 class NotFinite(BadInput):
@@ -43,16 +44,19 @@ class Feature:
     pooled: bool = False
 
 
-def rows_of(feature: Feature, array: Floats, mask: Array | None = None) -> Floats:
+def rows_of(
+    feature: Feature, array: Floats, mask: Array | None = None, chosen: Chosen | None = None
+) -> Floats:
     """(rows, channels) of an array, C order over all other axes; patches are (channels k ...).
 
-    mask (n, length) has 0 for padding, which has no part in a pooled mean.
+    mask (n, length) has 0 for padding, which has no part in a pooled mean. `chosen` (m,) are the
+    numbers of the rows to take, all where None: no others are then copied.
     """
     if feature.window is not None:
-        return patches(array, feature.window)
+        return patches(array, feature.window, chosen)
     if feature.pooled:
-        return pooled_rows(array, feature.channel_axis, mask)
-    return as_rows(array, feature.channel_axis)
+        return pooled_rows(array, feature.channel_axis, mask, chosen)
+    return as_rows(array, feature.channel_axis, chosen)
 
 
 def require_finite(
@@ -77,10 +81,17 @@ def require_finite(
     raise NotFinite(value, sample)
 
 
-def as_rows(array: Floats, channel_axis: int) -> Floats:
+def as_rows(array: Floats, channel_axis: int, chosen: Chosen | None = None) -> Floats:
     """(..., d, ...) with channels on `channel_axis` -> (rows, d), in C order of the other axes."""
     moved = np.moveaxis(array, channel_axis, -1)
-    return np.ascontiguousarray(moved).reshape(-1, moved.shape[-1])
+    return _taken(moved, moved.ndim - 1, chosen).reshape(-1, moved.shape[-1])
+
+
+def _taken(array: Floats, axes: int, chosen: Chosen | None) -> Floats:
+    """What stands at the chosen places, counted in C order over the first axes; a copy at most."""
+    if chosen is None:
+        return np.ascontiguousarray(array)
+    return array[np.unravel_index(chosen, array.shape[:axes])]
 
 
 def from_rows(rows: Floats, shape: tuple[int, ...], channel_axis: int) -> Floats:
@@ -90,10 +101,13 @@ def from_rows(rows: Floats, shape: tuple[int, ...], channel_axis: int) -> Floats
     return np.moveaxis(rows.reshape(*axes, width), -1, channel_axis)
 
 
-def pooled_rows(array: Floats, channel_axis: int, mask: Array | None) -> Floats:
+def pooled_rows(
+    array: Floats, channel_axis: int, mask: Array | None, chosen: Chosen | None = None
+) -> Floats:
     """Per row of `as_rows`, the mean over all rows of its sample."""
     mean = pooled_mean(array, channel_axis, mask)
-    return np.repeat(mean, array.size // mean.size, axis=0)
+    each = array.size // mean.size
+    return np.repeat(mean, each, axis=0) if chosen is None else mean[chosen // each]
 
 
 def pooled_mean(array: Floats, channel_axis: int, mask: Array | None) -> Floats:
@@ -115,7 +129,7 @@ def pooled_mean(array: Floats, channel_axis: int, mask: Array | None) -> Floats:
     return mean
 
 
-def patches(array: Floats, window: Window) -> Floats:
+def patches(array: Floats, window: Window, chosen: Chosen | None = None) -> Floats:
     """What a convolution multiplies its kernel with: (n, c, ...) -> (n positions, c k ...).
 
     Rows are in C order of (n, positions), columns in that of the kernel (c, k, ...).
@@ -129,4 +143,5 @@ def patches(array: Floats, window: Window) -> Floats:
     inner = tuple(slice(None, None, d) for d in window.dilations)
     seen = views[(slice(None), slice(None), *strides, *inner)]
     moved = np.moveaxis(seen, 1, axes + 1)
-    return np.ascontiguousarray(moved).reshape(-1, array.shape[1] * int(np.prod(window.kernel)))
+    columns = array.shape[1] * int(np.prod(window.kernel))
+    return _taken(moved, axes + 1, chosen).reshape(-1, columns)

@@ -178,10 +178,10 @@ class Runner:
         *,
         pooled: bool = False,
     ) -> None:
-        self.inputs = model.graph.inputs
-        self.outputs = model.graph.outputs
+        self.inputs = tuple(value.name for value in model.inputs)
+        self.outputs = model.outputs
         self.fixed_batch = fixed_batch(model)
-        self._echoed = [name for name in taps if name in model.graph.inputs]
+        self._echoed = [name for name in taps if name in self.inputs]
         inner = [name for name in taps if name not in self._echoed]
         self._wanted = list(dict.fromkeys([*self.outputs, *inner]))
         model, self._renamed = with_numpy_ends(_tapped(model, self._wanted[len(self.outputs) :]))

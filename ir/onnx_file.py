@@ -22,7 +22,7 @@ from .errors import BadInput, BlockfoldError
 from .graph import Graph, Value
 from .onnx_limits import require_finite_functions, require_whole
 from .onnx_order import in_order
-from .onnx_view import stored_bytes, tensor_bytes, view
+from .onnx_view import inputs_of, stored_bytes, tensor_bytes, view
 from .staging import DATA_SUFFIX, unwritable, write_bytes
 from .stamp import Stamp, require_unchanged
 
@@ -69,9 +69,14 @@ class OnnxModel:
                 digest.update(chunk)
         return digest.hexdigest()
 
-    @property
+    @cached_property
     def inputs(self) -> tuple[Value, ...]:
-        return tuple(self.graph.value(name) for name in self.graph.inputs)
+        """What must be fed; found without the rest of the graph."""
+        return inputs_of(self.proto)
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        return tuple(value.name for value in self.proto.graph.output)
 
     @property
     def opset(self) -> int:

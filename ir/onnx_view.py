@@ -48,14 +48,19 @@ def view(model: onnx.ModelProto) -> Graph:
     for index, (node, proto) in enumerate(zip(surgeon.nodes, model.graph.node, strict=True)):
         nodes.append(_node(index, node, proto))
         constants.update(_literal(proto))
-    feeds = tuple(v.name for v in model.graph.input if v.name not in constants)
     return Graph(
         nodes=tuple(nodes),
         values=_Values(model, constants),
-        inputs=feeds,
+        inputs=tuple(value.name for value in inputs_of(model)),
         outputs=tuple(value.name for value in model.graph.output),
         constants=constants,
     )
+
+
+def inputs_of(model: onnx.ModelProto) -> tuple[Value, ...]:
+    """What must be fed, as the file states it: weights among the inputs are not."""
+    weights = {tensor.name for tensor in model.graph.initializer}
+    return tuple(_value(info) for info in model.graph.input if info.name not in weights)
 
 
 def _node(index: int, node: gs.Node, proto: onnx.NodeProto) -> Node:

@@ -123,8 +123,9 @@ class Budget:
             far = [
                 (self.speedup or 0.0) / trial.speedup,
                 (self.remove or 0.0) / max(trial.blocks, 1e-9),
-                trial.size_bytes / (self.max_size_bytes or trial.size_bytes),
             ]
+            if self.max_size_bytes is not None:
+                far.append(trial.size_bytes / self.max_size_bytes)
             return max(far)
 
         return sorted(trials, key=lambda trial: (missing(trial), trial.forecast.upper))

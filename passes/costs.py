@@ -28,10 +28,13 @@ from .surrogates import Form, Wish, problem
 from .task import Advance, Task
 
 ROUNDS = 25
-"""Turns of two models; a unit is a small part of the whole, so they are many."""
+"""Turns of each model; a unit is a small part of the whole, so they are many."""
 
 ROUND_SECONDS = 0.025
-"""Of each of the two in a turn: the whole model is in every pair, so half the usual will do."""
+"""Of each model in a turn: rounds are many, so half the usual will do."""
+
+MOST_AT_ONCE, AT_ONCE_BYTES = 8, 2**29
+"""Changed models that are timed beside the original: as many, and what all may weigh together."""
 
 TIMED: tuple[Form, ...] = ("affine", "affine + context", "conv")
 """Surrogates that are timed; folded ones cost nothing, and folding adds nothing to the others."""
@@ -116,15 +119,23 @@ def measure_costs(task: Task, layout: Layout, profile: Profile) -> Costs:
 def _timed_in_the_whole(
     task: Task, profile: Profile, changes: Sequence[Wish], advance: Advance
 ) -> tuple[float, Sequence[float]]:
-    original, saved = Runner(task.plain, task.runtime), []
-    wholes = [take_turns([original], profile, rounds=ROUNDS)[0].median_ms]
-    for wish in changes:
-        changed = _changed(task.plain, wish)
-        whole_ms, saved_ms = _pair(original, Runner(changed, task.runtime), profile)
+    original = Runner(task.plain, task.runtime)
+    wholes: list[float] = []
+    saved: list[float] = []
+    many = _at_once(task.plain)
+    for at in range(0, max(len(changes), 1), many):
+        some = changes[at : at + many]
+        others = [Runner(_changed(task.plain, wish), task.runtime) for wish in some]
+        whole_ms, savings = _beside(original, others, profile)
         wholes.append(whole_ms)
-        saved.append(saved_ms)
-        advance(1)
+        saved += savings
+        advance(len(some))
     return float(np.median(wholes)), saved
+
+
+def _at_once(model: OnnxModel) -> int:
+    """How many changed models are timed beside the original: as there is room, and one at least."""
+    return max(1, min(MOST_AT_ONCE, AT_ONCE_BYTES // model.size_bytes - 1))
 
 
 def _timed_in_sections(
@@ -137,16 +148,18 @@ def _timed_in_sections(
     for wish, section in zip(changes, sections_of(task, changes, profile.feeds), strict=True):
         original, other = section.model, _changed(section.model, Wish(section.span, wish.form))
         at = replace(profile, feeds=section.feeds)
-        saved.append(_pair(Runner(original, task.runtime), Runner(other, task.runtime), at)[1])
+        one, changed = Runner(original, task.runtime), Runner(other, task.runtime)
+        saved += _beside(one, [changed], at)[1]
         advance(1)
     return timing.median_ms, saved
 
 
-def _pair(one: Runner, other: Runner, profile: Profile) -> tuple[float, float]:
-    """Milliseconds of one, and what the other saves of these."""
-    first, second = take_turns([one, other], profile, rounds=ROUNDS, round_seconds=ROUND_SECONDS)
-    # differences within a round: what slows the machine for a while slows both
-    return first.median_ms, float(np.median(first.rounds_ms - second.rounds_ms))
+def _beside(one: Runner, others: Sequence[Runner], profile: Profile) -> tuple[float, list[float]]:
+    """Milliseconds of one, and what each of the others saves of these."""
+    runners = [one, *others]
+    first, *rest = take_turns(runners, profile, rounds=ROUNDS, round_seconds=ROUND_SECONDS)
+    # differences within a round: what slows the machine for a while slows all
+    return first.median_ms, [float(np.median(first.rounds_ms - t.rounds_ms)) for t in rest]
 
 
 def _changed(model: OnnxModel, wish: Wish) -> OnnxModel:

@@ -65,6 +65,7 @@ class Walk(Rows):
             for stop in self.stops:
                 for tape in original:
                     self.pass_by(tape, stop, stop.live)
+                    self.require_finite(tape, stop)
                 for walker in walkers:
                     walker.meet(stop, original)
                     walker.depart(stop, original)

@@ -7,17 +7,18 @@ applied to the same columns that it was solved on.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..calibration.equations import Equations
-from ..calibration.features import as_rows, from_rows, require_finite, rows_of
+from ..calibration.features import Chosen, as_rows, from_rows, require_finite, rows_of
 from ..calibration.masks import row_weights
 from ..calibration.moments import Array, Centred, CoMoment
 from ..calibration.runtime import cut_rows
 from ..calibration.solve import Solution
-from ..calibration.tape import Piece, Tape
+from ..calibration.tape import Piece, Samples, Tape
 from .stops import Stop
 from .surrogates import Problem
 from .task import Task
@@ -26,6 +27,14 @@ Floats = NDArray[np.floating]
 
 ENOUGH_ROWS_PER_COLUMN = 40
 """Rows to solve on while plans are compared; the chosen one is solved on all."""
+
+
+@dataclass(frozen=True, eq=False)
+class Some:
+    """Some rows of a batch: their numbers (m,), and the samples (m,) that they belong to."""
+
+    numbers: Chosen
+    samples: Samples
 
 
 class Rows:
@@ -44,30 +53,38 @@ class Rows:
         are picked; each stands for those left out.
         """
         found = Equations(["y"])
-        axis, share = asked.target.channel_axis, 1.0
+        target, share = asked.target, 1.0
         for at, (now, then) in enumerate(zip(tape.batches(), truth.batches(), strict=True)):
-            value = then.real(asked.target.value)
-            x, given = self.columns(asked, now, real=True)
-            y = as_rows(value, axis)
-            weights = self.padding(now, value.shape, axis)
-            require_finite(y, asked.target.value, weights, now.samples)
-            y = y if given is None else less(y, given)
-            chosen = picked_rows(picked, value.shape, axis)
+            value = then.real(target.value)
+            weights = self.padding(now, value.shape, target.channel_axis)
+            emphasised = picked_rows(picked, value.shape, target.channel_axis)
+            rows = value.size // value.shape[target.channel_axis]
             if at == 0 and not whole:
-                expected = len(y) / len(now.samples) * len(tape.samples)
-                share = min(1.0, ENOUGH_ROWS_PER_COLUMN * x.shape[1] / expected)
+                expected = rows / len(now.samples) * len(tape.samples)
+                share = min(1.0, ENOUGH_ROWS_PER_COLUMN * asked.columns / expected)
+            some = None
             if share < 1.0:
-                drawn = np.random.default_rng(at).random(len(y)) < share
-                if chosen is not None:
-                    drawn |= chosen
-                scale = np.full(len(y), 1 / share)
-                if chosen is not None:
-                    scale[chosen] = 1.0
-                weights = scale if weights is None else scale * weights
-                x, y, weights = x[drawn], y[drawn], weights[drawn]
-                chosen = None if chosen is None else chosen[drawn]
-            found.add(x, [y], weights, chosen)
+                drawn = np.random.default_rng(at).random(rows) < share
+                scale = np.full(rows, 1 / share)
+                if emphasised is not None:
+                    drawn |= emphasised
+                    scale[emphasised] = 1.0
+                numbers = np.flatnonzero(drawn)
+                some = Some(numbers, now.samples[numbers * len(now.samples) // rows])
+                weights = (scale if weights is None else scale * weights)[drawn]
+                emphasised = None if emphasised is None else emphasised[drawn]
+            x, given = self.columns(asked, now, real=True, some=some)
+            y = as_rows(value, target.channel_axis, some and some.numbers)
+            require_finite(y, target.value, weights, now.samples if some is None else some.samples)
+            found.add(x, [y if given is None else less(y, given)], weights, emphasised)
         return found
+
+    def require_finite(self, tape: Tape, stop: Stop) -> None:
+        """NotFinite where the value at a stop holds NaN or Inf, padding aside."""
+        for piece in tape.batches():
+            value, axis = piece.real(stop.value), stop.channel_axis
+            weights = self.padding(piece, value.shape, axis)
+            require_finite(as_rows(value, axis), stop.value, weights, piece.samples)
 
     def variance(self, stop: Stop, truth: Tape) -> float:
         """Trace of the covariance of the original's value at a stop, padding apart."""
@@ -85,22 +102,28 @@ class Rows:
             self._variances[stop.value] = float(np.trace(total.product)) / total.weight
         return self._variances[stop.value]
 
-    def columns(self, asked: Problem, piece: Piece, *, real: bool) -> tuple[Floats, Floats | None]:
+    def columns(
+        self, asked: Problem, piece: Piece, *, real: bool, some: Some | None = None
+    ) -> tuple[Floats, Floats | None]:
         """Regressors (rows, p) of a problem and what is given beside them (rows, d).
 
-        `real`: without the rows that only fill up a fixed batch.
+        `real`: without the rows that only fill up a fixed batch. `some`: these rows alone.
         """
         take = piece.real if real else piece.values.__getitem__
         mask = self.task.padding(piece)
         mask = mask[: len(piece.samples)] if mask is not None and real else mask
-        parts = [rows_of(feature, take(feature.value), mask) for feature in asked.features]
+        chosen = None if some is None else some.numbers
+        parts = [rows_of(feature, take(feature.value), mask, chosen) for feature in asked.features]
         for feature, part in zip(asked.features if real else (), parts, strict=False):
             shape, axis = piece.real(feature.value).shape, feature.channel_axis
             weights = None if feature.window else self.padding(piece, shape, axis)
-            require_finite(part, feature.value, weights, piece.samples)
+            if weights is not None and chosen is not None:
+                weights = weights[chosen]
+            samples = piece.samples if some is None else some.samples
+            require_finite(part, feature.value, weights, samples)
         x = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
         given = asked.given
-        return x, None if given is None else rows_of(given, take(given.value), mask)
+        return x, None if given is None else rows_of(given, take(given.value), mask, chosen)
 
     def applied(
         self, piece: Piece, asked: Problem, solution: Solution, shape: tuple[int, ...]
@@ -112,10 +135,11 @@ class Rows:
         held, axis = piece.values[asked.features[0].value].dtype, asked.target.channel_axis
         x, given = self.columns(asked, piece, real=False)
         W, b = solution.W.astype(np.float32), solution.b.astype(np.float32)
-        rows: Floats = x.astype(np.float32) @ W + b
+        rows: Floats = x.astype(np.float32, copy=False) @ W
+        rows += b
         rows = rows if given is None else rows + given
         with np.errstate(over="ignore"):
-            made = from_rows(rows.astype(held), shape, axis)
+            made = from_rows(rows.astype(held, copy=False), shape, axis)
         real = cut_rows(made, len(piece.samples), piece.size)
         weights = self.padding(piece, real.shape, axis)
         require_finite(as_rows(real, axis), asked.target.value, weights, piece.samples)

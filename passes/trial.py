@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import cache, partial
 
 import numpy as np
 from scipy.optimize import isotonic_regression
 
 from ..calibration.quality import Scores
+from ..ir.onnx_file import OnnxModel
 from ..ir.spans import Refusal
 from .costs import CostModel
 from .fit import Walk
@@ -39,11 +41,20 @@ class Trial:
     forecast: Forecast
     saved_ms: float
     speedup: float
-    size_bytes: int
+    size: Callable[[], int] = field(repr=False)
+
+    @property
+    def size_bytes(self) -> int:
+        """Of the model's file, which must be made to be known."""
+        return self.size()
 
     @property
     def blocks(self) -> float:
         return sum(wish.span.blocks for wish in self.recipe.wishes)
+
+
+def _size_bytes(model: OnnxModel, replacements: Sequence[Replacement]) -> int:
+    return build(model, replacements).size_bytes
 
 
 def tempered(task: Task, trials: Sequence[Trial], promise: float | None) -> list[Trial]:
@@ -122,7 +133,7 @@ class Trials:
             forecast(self.task, scores, self.promise),
             sum(map(self.costs.saved_ms, wishes)),
             self.costs.speedup(wishes),
-            build(self.task.plain, fitted.replacements).size_bytes,
+            cache(partial(_size_bytes, self.task.plain, fitted.replacements)),
         )
 
     def solved_on_both(self, trials: Sequence[Trial]) -> list[tuple[Replacement, ...]]:

@@ -36,7 +36,7 @@ def trial(
 ) -> Trial:
     scores = Scores(NONE, NONE)
     expected = Forecast(upper, chance)
-    return Trial(Recipe(()), (), scores, scores, upper, expected, saved, speedup, size)
+    return Trial(Recipe(()), (), scores, scores, upper, expected, saved, speedup, lambda: size)
 
 
 @pytest.mark.parametrize(
@@ -155,7 +155,7 @@ def test_a_lucky_trial_is_taken_to_do_what_its_neighbours_do() -> None:
         after = np.where(np.arange(100) < worse, 0.0, 1.0)
         scores = Scores(before, after)
         expected = forecast(task, scores, 0.05)
-        return Trial(Recipe(()), (), scores, scores, damage, expected, 1.0, 1.0, 1)
+        return Trial(Recipe(()), (), scores, scores, damage, expected, 1.0, 1.0, lambda: 1)
 
     with open_data(data, source.inputs) as opened:
         task = make_task(source, opened, split(400), Runtime(threads=1))

@@ -73,7 +73,9 @@ def candidates(truth: Truth, rng: np.random.Generator) -> list[Trial]:
     for saved in range(1, PLANS + 1):
         scores, fresh = (drawn(truth, samples, rng) for samples in (SELECT, FIT))
         expected = foretold(scores)
-        found.append(Trial(Recipe(()), (), scores, fresh, 0.0, expected, float(saved), 1.0, 1))
+        found.append(
+            Trial(Recipe(()), (), scores, fresh, 0.0, expected, float(saved), 1.0, lambda: 1)
+        )
     return found
 
 
