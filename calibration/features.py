@@ -91,6 +91,8 @@ def _taken(array: Floats, axes: int, chosen: Chosen | None) -> Floats:
     """What stands at the chosen places, counted in C order over the first axes; a copy at most."""
     if chosen is None:
         return np.ascontiguousarray(array)
+    if array.flags.c_contiguous:
+        return array.reshape(-1, *array.shape[axes:])[chosen]
     return array[np.unravel_index(chosen, array.shape[:axes])]
 
 

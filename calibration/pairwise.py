@@ -21,7 +21,7 @@ from .masks import row_weights
 from .moments import Array
 from .spread import Processes
 
-MOST_NUMBERS = 1 << 22
+MOST_NUMBERS = 1 << 20
 """Of all layers together, how many are in float64 at a time."""
 
 

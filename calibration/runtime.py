@@ -287,7 +287,8 @@ def _open_pool() -> None:
     ort = load()
     kind = ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR
     info = ort.OrtMemoryInfo("Cpu", kind, 0, ort.OrtMemType.DEFAULT)
-    ort.create_and_register_allocator(info, None)
+    # extended by what is asked for, not by doubling: it is never given back
+    ort.create_and_register_allocator(info, ort.OrtArenaCfg({"arena_extend_strategy": 1}))
 
 
 def pad_rows(array: np.ndarray, rows: int) -> np.ndarray:

@@ -7,7 +7,6 @@ however often it stops; a value that is put in place of another is what the rest
 
 from __future__ import annotations
 
-import math
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,14 +17,15 @@ from numpy.typing import NDArray
 
 from ..ir.onnx_extract import extract
 from ..ir.onnx_file import OnnxModel
-from .data import Batch, Dataset, Spool
+from .data import Batch, Dataset
 from .runtime import Feeds, Runner, Runtime, cut_rows, fixed_batch, pad_rows
+from .slots import Slot, Slots
 
 Samples = NDArray[np.int64]
 Floats = NDArray[np.floating]
 
 
-IN_MEMORY_BYTES = 256 * 2**20
+IN_MEMORY_BYTES = 16 * 2**20
 """What the tapes of a model may hold in memory before they go to disk."""
 
 SESSIONS_BYTES = 2**30
@@ -51,9 +51,7 @@ class Pieces:
         held = self._open.pop(key) if key in self._open else self._opened(given, wanted)
         self._open[key] = held  # last: used last
         runner = held[0]
-        return runner.run_whole(
-            {name: given[name] if name in given else piece.feeds[name] for name in runner.inputs}
-        )
+        return runner.run_whole({name: piece.at_hand(name) for name in runner.inputs})
 
     def _opened(self, given: Iterable[str], wanted: Sequence[str]) -> tuple[Runner, int]:
         """A session of the nodes between, in the room of others, and the bytes it holds."""
@@ -97,61 +95,84 @@ class Piece:
         """The model's inputs, filled up where the model fixes its batch."""
         return {name: pad_rows(array, self.size) for name, array in self.batch.feeds.items()}
 
+    def at_hand(self, name: str) -> np.ndarray:
+        """A value held or, where none has that name, an input of the model."""
+        return self.values[name] if name in self.values else self.feeds[name]
+
     def real(self, name: str) -> Floats:
         """A value without the rows that only fill up a fixed batch."""
         return cut_rows(self.values[name], len(self.samples), self.size)
+
+
+class _Room:
+    """Memory that all tapes of a model share, and the disk beyond it."""
+
+    def __init__(self, nbytes: int) -> None:
+        self.left, self.slots = nbytes, Slots()
+
+
+class _Lease:
+    """What one strip has of the room, and gives back in the end."""
+
+    def __init__(self, room: _Room) -> None:
+        self.room, self.taken = room, 0
+        self.slots: list[Slot] = []
+
+    def store(self, array: Floats) -> Floats | Slot:
+        """The array itself where there is memory left, else where it lies on disk."""
+        if array.nbytes <= self.room.left:
+            self.room.left -= array.nbytes
+            self.taken += array.nbytes
+            return array
+        slot = self.room.slots.put(array)
+        self.slots.append(slot)
+        return slot
+
+    def end(self) -> None:
+        self.room.left += self.taken
+        self.room.slots.free(self.slots)
 
 
 class _Strip:
     """One value of every batch, in memory while all strips of a model find room there."""
 
     def __init__(self, room: _Room) -> None:
-        self._room, self._spool = room, Spool()
-        self._arrays: list[Floats | tuple[int, np.dtype[np.floating], tuple[int, ...]]] = []
-        self._finalizer: weakref.finalize[..., _Strip] | None = None
-        self._taken = 0
+        self._lease = _Lease(room)
+        self._arrays: list[Floats | Slot] = []
+        self._finalizer = weakref.finalize(self, self._lease.end)
 
     def append(self, array: Floats) -> None:
-        if self._room.take(array.nbytes):
-            self._taken += array.nbytes
-            if self._finalizer is not None:
-                self._finalizer.detach()
-            self._finalizer = weakref.finalize(self, self._room.give, self._taken)
-            self._arrays.append(array)
-        else:
-            self._arrays.append((self._spool.bytes, array.dtype, array.shape))
-            self._spool.write("values", np.ascontiguousarray(array).reshape(-1))
+        self._arrays.append(self._lease.store(array))
 
     def __getitem__(self, at: int) -> Floats:
         found = self._arrays[at]
-        if not isinstance(found, tuple):
-            return found
-        begin, dtype, shape = found
-        # Read, not mapped: pages of a map would count as memory of this process.
-        count, path = math.prod(shape), self._spool.path("values")
-        return np.fromfile(path, dtype, count, offset=begin).reshape(shape)
+        return self._lease.room.slots.get(found) if isinstance(found, Slot) else found
 
     def close(self) -> None:
         self._arrays.clear()
-        self._spool.close()
-        if self._finalizer is not None:
-            self._finalizer()
+        self._finalizer()
 
 
-class _Room:
-    """Memory that all tapes of a model share."""
+class _Values(Mapping[str, Floats]):
+    """The values of one batch, each read when it is first asked for."""
 
-    def __init__(self, nbytes: int) -> None:
-        self.left = nbytes
+    def __init__(self, strips: Mapping[str, _Strip], at: int) -> None:
+        self._strips, self._at = strips, at
+        self._read: dict[str, Floats] = {}
 
-    def take(self, nbytes: int) -> bool:
-        if nbytes > self.left:
-            return False
-        self.left -= nbytes
-        return True
+    def __getitem__(self, name: str) -> Floats:
+        if name not in self._read:
+            self._read[name] = self._strips[name][self._at]
+        return self._read[name]
 
-    def give(self, nbytes: int) -> None:
-        self.left += nbytes
+    def __contains__(self, name: object) -> bool:
+        return name in self._strips
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._strips)
+
+    def __len__(self) -> int:
+        return len(self._strips)
 
 
 class Tape:
@@ -170,10 +191,9 @@ class Tape:
 
     def batches(self) -> Iterator[Piece]:
         """What is held, batch by batch."""
-        fixed = self._pieces.fixed_batch
+        fixed, held = self._pieces.fixed_batch, dict(self._held)
         for at, batch in enumerate(self._data.batches(self.samples, self._batch)):
-            values = {name: strip[at] for name, strip in self._held.items()}
-            yield Piece(values, batch, fixed or len(batch.samples))
+            yield Piece(_Values(held, at), batch, fixed or len(batch.samples))
 
     def real(self, name: str) -> Iterator[Floats]:
         """A value held, batch by batch, without what only fills up a fixed batch."""

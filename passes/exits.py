@@ -28,7 +28,7 @@ def exit_errors(
     original = Tape(pieces, task.data, samples, task.batch)
     original.reach(exits)
     pieces.close()  # before the other model is opened
-    changed = Runner(model, task.runtime, list(dict.fromkeys(made_at.values())))
+    changed = Runner(model, task.runtime, list(dict.fromkeys(made_at.values())), pooled=True)
     found = [RelativeError() for _ in replacements]
     with task.stage("errors at the exits", len(samples)) as advance:
         for piece in original.batches():

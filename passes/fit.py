@@ -28,7 +28,7 @@ from ..ir.spans import Refusal, Span
 from .precision import OutOfRange, rounded
 from .recipe import Fitted, Pair, Recipe
 from .replacement import Replacement
-from .rows import Rows
+from .rows import ENOUGH_ROWS, Rows
 from .stops import Stop
 from .surrogates import CONTEXT, FOLDED, Form, Problem, Wish, linear_input, problem
 from .task import Task
@@ -321,11 +321,10 @@ class _Walker:
         """
         healing, prior = self.recipe.healing, asked.prior
         ridges: tuple[float, ...] = RIDGES
+        enough = ENOUGH_ROWS if self.recipe.known is None else (None, None)
         fit, held = (
-            self.walk.equations(
-                tape, truth, asked, stop.picked, whole=self.recipe.known is not None
-            )
-            for tape, truth in zip(tapes, original, strict=True)
+            self.walk.equations(tape, truth, asked, stop.picked, per_column)
+            for tape, truth, per_column in zip(tapes, original, enough, strict=True)
         )
         known = self._known(stop.value)
         if known is not None and known.solution is not None:

@@ -122,5 +122,5 @@ def offered(
 def observe(task: Task, streams: Sequence[Anatomy]) -> ObservedShapes:
     """Shapes of all cut values on two batches of the fit split."""
     values = cut_values(streams)
-    runner = Runner(task.plain, task.runtime, values)
+    runner = Runner(task.plain, task.runtime, values, pooled=True)
     return observe_shapes(runner, task.data, task.splits.fit, values)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,6 +37,7 @@ from .score import measure
 from .stops import Stop
 from .surrogates import Problem, Wish
 from .task import Advance, Reference, thinned
+from .verify import harm
 
 LONGEST_RUN_BLOCKS = 4
 MEASURED_PER_UNIT = 4
@@ -55,14 +57,26 @@ TELLING = 1e-6
 @dataclass(frozen=True)
 class Option:
     """A surrogate by itself: its error at the exit, E |y - map|^2 / tr(Cyy), the damage at the
-    output that this foretells, the damage to go by, and whether that was measured.
+    output that this foretells, the damage to go by, and the harm by the task's own metric where
+    both were measured.
     """
 
     wish: Wish
     error: float
     foretold: float
     damage: float
-    measured: bool = True
+    harm: float | None
+
+    @property
+    def measured(self) -> bool:
+        return self.harm is not None
+
+
+class Effect(NamedTuple):
+    """What a surrogate does to the output: by the smooth metric, and by the task's own."""
+
+    damage: float
+    harm: float
 
 
 class Probe:
@@ -298,60 +312,63 @@ class Probe:
             best.setdefault(wish.span.exit, (wish, error))
         left = max(self._most_measured, len(best)) - len(best)
         with self.task.stage("surrogates at the output", len(best) + left) as advance:
-            damages = self._damages(places, reference, [w for w, _ in best.values()], advance)
+            effects = self._effects(places, reference, [w for w, _ in best.values()], advance)
             feels = {
-                name: damages[wish] / max(error, NEGLIGIBLE) for name, (wish, error) in best.items()
+                name: effects[wish].damage / max(error, NEGLIGIBLE)
+                for name, (wish, error) in best.items()
             }
 
             def expected(found: tuple[Wish, float]) -> float:
                 return found[1] * feels[found[0].span.exit] if found[1] > 0 else 0.0
 
-            others = [found for found in errors if found[0] not in damages]
+            others = [found for found in errors if found[0] not in effects]
             others.sort(key=lambda found: expected(found) / self.costs.saved_ms(found[0]))
-            damages |= self._damages(places, reference, [w for w, _ in others[:left]], advance)
+            effects |= self._effects(places, reference, [w for w, _ in others[:left]], advance)
         options = []
         for wish, error in errors:
-            foretold = expected((wish, error))
-            damage = damages.get(wish, foretold)
+            foretold, effect = expected((wish, error)), effects.get(wish)
+            damage = foretold if effect is None else effect.damage
             if math.isfinite(damage):
-                options.append(Option(wish, error, foretold, damage, wish in damages))
+                harm = None if effect is None else effect.harm
+                options.append(Option(wish, error, foretold, damage, harm))
         return options
 
-    def _damages(
+    def _effects(
         self,
         places: Mapping[str | None, Pair],
         reference: Reference,
         wishes: Sequence[Wish],
         advance: Advance,
-    ) -> dict[Wish, float]:
-        """The damage at the output, by the smooth metric.
+    ) -> dict[Wish, Effect]:
+        """What each does to the output.
 
         Endless where a surrogate makes anything leave the range of the model's type.
         """
-        found: dict[Wish, float] = {}
+        found: dict[Wish, Effect] = {}
         for exit_ in dict.fromkeys(wish.span.exit for wish in wishes):
             there = [wish for wish in wishes if wish.span.exit == exit_]
-            found |= self._damages_from(exit_, places, reference, there, advance)
+            found |= self._effects_from(exit_, places, reference, there, advance)
         return found
 
-    def _damages_from(
+    def _effects_from(
         self,
         exit_: str,
         places: Mapping[str | None, Pair],
         reference: Reference,
         wishes: Sequence[Wish],
         advance: Advance,
-    ) -> dict[Wish, float]:
-        """Damages of wishes with one exit, by one session from there to the output."""
+    ) -> dict[Wish, Effect]:
+        """Effects of wishes with one exit, by one session from there to the output."""
         given, output = [exit_, *self._stops[exit_].live], self.task.output
         rest = None if output in given else self.walk.pieces.open(given, [output])
         found = {}
         for wish in wishes:
             try:
-                found[wish] = max(reference.damage(self._outputs(places, wish, rest)), 0.0)
+                scores, damage = reference.judge(self._outputs(places, wish, rest))
+                found[wish] = Effect(max(damage, 0.0), max(harm(self.task, scores), 0.0))
             except NotFinite as error:
                 self._refuse(wish, f"then {error.value!r} holds NaN or Inf")
-                found[wish] = math.inf
+                found[wish] = Effect(math.inf, math.inf)
             advance(1)
         return found
 
@@ -370,9 +387,11 @@ class Probe:
         for piece, truth in zip(now.batches(), then.batches(), strict=True):
             shape = truth.values[exit_].shape
             made = np.ascontiguousarray(self.walk.applied(piece, asked, solution, shape))
-            values = {**truth.feeds, **truth.values, exit_: made}
             if rest is not None:
-                values = rest.run_whole({name: values[name] for name in rest.inputs})
-            made = cut_rows(values[output], len(truth.samples), truth.size)
+                read = {n: truth.at_hand(n) for n in rest.inputs if n != exit_}
+                made = rest.run_whole({**read, exit_: made})[output]
+            elif output != exit_:
+                made = truth.values[output]
+            made = cut_rows(made, len(truth.samples), truth.size)
             require_finite(made, output)
             yield made

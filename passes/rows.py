@@ -8,25 +8,31 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
 
 import numpy as np
+import onnx
 from numpy.typing import NDArray
 
 from ..calibration.equations import Equations
 from ..calibration.features import Chosen, as_rows, from_rows, require_finite, rows_of
 from ..calibration.masks import row_weights
 from ..calibration.moments import Array, Centred, CoMoment
-from ..calibration.runtime import cut_rows
+from ..calibration.runtime import Runner, cut_rows
 from ..calibration.solve import Solution
 from ..calibration.tape import Piece, Samples, Tape
+from ..ir.onnx_file import OnnxModel
 from .stops import Stop
 from .surrogates import Problem
 from .task import Task
 
 Floats = NDArray[np.floating]
 
-ENOUGH_ROWS_PER_COLUMN = 40
-"""Rows to solve on while plans are compared; the chosen one is solved on all."""
+ENOUGH_ROWS = (40, 10)
+"""Rows for each column, of the fit and select splits, while plans are compared: to solve on, and to
+choose a ridge on. The chosen plan is solved on all.
+"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,11 +51,16 @@ class Rows:
         self._variances: dict[str, float] = {}
 
     def equations(
-        self, tape: Tape, truth: Tape, asked: Problem, picked: Sequence[int], *, whole: bool = True
+        self,
+        tape: Tape,
+        truth: Tape,
+        asked: Problem,
+        picked: Sequence[int],
+        per_column: int | None = None,
     ) -> Equations:
         """Normal equations of a problem: regressors from one tape, the target "y" from another.
 
-        Unless `whole`, only as many rows are taken as the columns need, at random, beside all that
+        With `per_column` only so many rows are taken for each column, at random, beside all that
         are picked; each stands for those left out.
         """
         found = Equations(["y"])
@@ -59,9 +70,9 @@ class Rows:
             weights = self.padding(now, value.shape, target.channel_axis)
             emphasised = picked_rows(picked, value.shape, target.channel_axis)
             rows = value.size // value.shape[target.channel_axis]
-            if at == 0 and not whole:
+            if at == 0 and per_column is not None:
                 expected = rows / len(now.samples) * len(tape.samples)
-                share = min(1.0, ENOUGH_ROWS_PER_COLUMN * asked.columns / expected)
+                share = min(1.0, per_column * asked.columns / expected)
             some = None
             if share < 1.0:
                 drawn = np.random.default_rng(at).random(rows) < share
@@ -74,10 +85,15 @@ class Rows:
                 weights = (scale if weights is None else scale * weights)[drawn]
                 emphasised = None if emphasised is None else emphasised[drawn]
             x, given = self.columns(asked, now, real=True, some=some)
-            y = as_rows(value, target.channel_axis, some and some.numbers)
+            y = as_rows(value, target.channel_axis, None if some is None else some.numbers)
             require_finite(y, target.value, weights, now.samples if some is None else some.samples)
             found.add(x, [y if given is None else less(y, given)], weights, emphasised)
         return found
+
+    @cached_property
+    def _affine(self) -> Runner:
+        """x W + b: NumPy's own threads would still be waiting for more when the model runs on."""
+        return Runner(affine_model(), self.task.runtime, pooled=True)
 
     def require_finite(self, tape: Tape, stop: Stop) -> None:
         """NotFinite where the value at a stop holds NaN or Inf, padding aside."""
@@ -135,8 +151,9 @@ class Rows:
         held, axis = piece.values[asked.features[0].value].dtype, asked.target.channel_axis
         x, given = self.columns(asked, piece, real=False)
         W, b = solution.W.astype(np.float32), solution.b.astype(np.float32)
-        rows: Floats = x.astype(np.float32, copy=False) @ W
-        rows += b
+        rows: Floats = self._affine.run_whole(
+            {"x": x.astype(np.float32, copy=False), "W": W, "b": b}
+        )["y"]
         rows = rows if given is None else rows + given
         with np.errstate(over="ignore"):
             made = from_rows(rows.astype(held, copy=False), shape, axis)
@@ -151,6 +168,19 @@ class Rows:
         if mask is None:
             return None
         return row_weights(mask[: len(piece.samples)], shape, channel_axis)
+
+
+def affine_model() -> OnnxModel:
+    """y = x W + b, all of them fed, in float32."""
+    h = onnx.helper
+    nodes = [h.make_node("MatMul", ["x", "W"], ["xW"]), h.make_node("Add", ["xW", "b"], ["y"])]
+    ends = [
+        h.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape)
+        for name, shape in {"x": ["n", "p"], "W": ["p", "d"], "b": ["d"], "y": ["n", "d"]}.items()
+    ]
+    graph = h.make_graph(nodes, "affine", ends[:3], ends[3:])
+    opset = h.make_opsetid("", 17)
+    return OnnxModel(h.make_model(graph, opset_imports=[opset], ir_version=8), Path())
 
 
 def less(y: Floats, given: Floats) -> Floats:

@@ -11,6 +11,8 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
+import numpy as np
+
 from .budget import ENOUGH_CHANCE, Budget
 from .compose import Label, compose
 from .probe import Option, Probe
@@ -28,8 +30,14 @@ WIDTH = 3
 ROUNDS = 3
 """How many walks look for the best composed set, and how many at most for better neighbours."""
 
-FIRST: Sequence[float] = (1 / 8, 1 / 4, 1 / 2)
-"""Where among the composed sets the first to be fitted lie: most of the others ask too much."""
+BRACKET = (1 / 4, 1 / 2, 1.0)
+"""Sets expected to do so much of the harm that is allowed are fitted first."""
+
+SPREAD = (1 / 8, 1 / 4, 1 / 2)
+"""Where among all sets others lie that are fitted first, where those are too few."""
+
+CLOSE = 0.02
+"""What share of the time a set must save beyond one that keeps the promise to be worth a walk."""
 
 CLEARLY = 0.95
 """Share of the damage below which lighter row weights are better."""
@@ -111,21 +119,33 @@ class Search:
         return all(gain >= low for gain, low in zip(label.gains, least, strict=True))
 
     def _narrow_down(self, labels: Sequence[Label]) -> None:
-        """Fit sets that lie apart, then ever closer to where the promise breaks."""
+        """Fit sets that should lie about where the promise breaks, then ever closer to there."""
         low, high = -1, len(labels)
-        shares = FIRST
+        places = self._first_places(labels)
         for _ in range(ROUNDS):
-            inner = [low + round((high - low) * share) for share in shares]
-            shares = [part / (WIDTH + 1) for part in range(1, WIDTH + 1)]
-            places = sorted({at for at in inner if low < at < high})
-            if not places:
-                break
             self._fit_all(labels[at].wishes for at in places)
             found = {trial.recipe.wishes: trial for trial in self._tempered()}
             done = {at: found.get(_ordered(labels[at].wishes)) for at in places}
             good = [at for at, trial in done.items() if trial and self._is_good(trial)]
             low = max([low, *good])
             high = min([at for at in places if at > low], default=high)
+            inner = [low + round((high - low) * part / (WIDTH + 1)) for part in range(1, WIDTH + 1)]
+            places = sorted({at for at in inner if low < at < high})
+            saved = 0.0 if low < 0 else labels[low].gains[0]
+            if not places or labels[places[-1]].gains[0] < saved + CLOSE * self.costs.model_ms:
+                break
+
+    def _first_places(self, labels: Sequence[Label]) -> list[int]:
+        """Where the harm that single surrogates did for their damage foretells the bracket."""
+        seen = [(o.harm, o.damage) for o in self.options if o.harm is not None]
+        harms, damages = (sum(column) for column in zip(*seen, strict=True)) if seen else (0.0, 0.0)
+        slope = harms / (damages or 1.0)
+        allowed = self.budget.max_drop or 0.0
+        foretold = np.maximum.accumulate([slope * label.damage for label in labels])
+        bracket = [int(np.searchsorted(foretold, share * allowed)) for share in BRACKET]
+        spread = [round((len(labels) + 1) * share) - 1 for share in SPREAD]
+        places = dict.fromkeys(max(0, min(at, len(labels) - 1)) for at in [*bracket, *spread])
+        return sorted(list(places)[:WIDTH])
 
     def _is_good(self, trial: Trial) -> bool:
         return self.budget.allows(trial.forecast, ENOUGH_CHANCE)

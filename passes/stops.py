@@ -95,7 +95,7 @@ def _checked(
     """
     linears = {name: linear for name, linear in found.items() if linear is not None}
     taps = [t for name, linear in linears.items() for t in (name, linear.u, linear.residual)]
-    runner = Runner(task.plain, task.runtime, list(dict.fromkeys(taps)))
+    runner = Runner(task.plain, task.runtime, list(dict.fromkeys(taps)), pooled=True)
     samples = task.splits.fit[:2]
     batch = next(iter(task.data.batches(samples, runner.fixed_batch or 2)))
     seen = runner(batch.feeds)

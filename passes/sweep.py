@@ -13,6 +13,9 @@ from ..calibration.sweep import Pair, Statistics, sweep
 from .similarity import MOST_SAMPLES, Layers
 from .task import Advance, Samples, Task
 
+TAPPED_BYTES = 2**24
+"""What the values tapped in a batch may take: they are all at hand at once, some as float64."""
+
 
 class AnySweep(Protocol):
     """Gives statistics of its pairs on samples, and shows `layers` those that are compared."""
@@ -44,7 +47,9 @@ class Sweep:
             self._graph = GraphSweep(task.plain, task.runtime, pairs)
         else:
             ends = [value for pair in pairs for value in (pair.x, pair.y)]
-            self._runner = Runner(task.plain, task.runtime, list(dict.fromkeys([*ends, *taps])))
+            self._runner = Runner(
+                task.plain, task.runtime, list(dict.fromkeys([*ends, *taps])), pooled=True
+            )
 
     def __call__(self, samples: Samples, advance: Advance, layers: Layers | None) -> Statistics:
         task = self._task
@@ -54,6 +59,7 @@ class Sweep:
                 layers.run(shown)
             return self._graph(task.data, samples, task.batch, mask=task.mask, progress=advance)
         assert self._runner is not None
+        batch = _fitting(self._runner, task, samples)
         found = Statistics(self._pairs)
         for part, watch in (
             (shown, None if layers is None else layers.add),
@@ -65,10 +71,19 @@ class Sweep:
                     task.data,
                     part,
                     self._pairs,
-                    task.batch,
+                    batch,
                     mask=task.mask,
                     progress=advance,
                     watch=watch,
                 )
             )
         return found
+
+
+def _fitting(runner: Runner, task: Task, samples: Samples) -> int:
+    """The task's batch, or a smaller one where a batch of all that is tapped would be large."""
+    sizes = [
+        sum(value.nbytes for value in runner(batch.feeds).values())
+        for batch in task.data.batches(samples[:1], runner.fixed_batch or 1)
+    ]
+    return max(1, min(task.batch, TAPPED_BYTES // (max(sizes, default=0) or 1)))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -174,7 +174,7 @@ class Reference:
     def __init__(self, task: Task, samples: Samples, stage: str) -> None:
         self._task, self.samples = task, samples
         self._scratch = Scratch()
-        runner = Runner(task.model, task.runtime)
+        runner = Runner(task.model, task.runtime, pooled=True)
         size = runner.fixed_batch or task.batch
         with task.stage(stage, len(samples)) as advance:
             for at, batch in enumerate(task.data.batches(samples, size)):
@@ -200,30 +200,36 @@ class Reference:
     def score(self, model: OnnxModel) -> Scores:
         """Scores of another model on the same samples, ascending, or on their groups."""
         task = self._task
-        runner = Runner(model, task.runtime)
+        runner = Runner(model, task.runtime, pooled=True)
         size = runner.fixed_batch or task.batch
         batches = task.data.batches(self.samples, size)
         return self.score_outputs(runner(batch.feeds)[task.output] for batch in batches)
 
     def score_outputs(self, outputs: Iterable[NDArray[Any]]) -> Scores:
         """Scores of the outputs (rows, ...) that another model gave, batch by batch."""
-        return self._scored(outputs, self._task.metric)
+        (scores,) = self._scored(outputs, [self._task.metric])
+        return scores
 
-    def damage(self, outputs: Iterable[NDArray[Any]]) -> float:
-        """The mean damage of such outputs by the task's smooth metric."""
-        return self._scored(outputs, self._task.smooth).drop
+    def judge(self, outputs: Iterable[NDArray[Any]]) -> tuple[Scores, float]:
+        """Scores of such outputs, and their mean damage by the task's smooth metric."""
+        scores, *smooth = self._scored(
+            outputs, list(dict.fromkeys([self._task.metric, self._task.smooth]))
+        )
+        return scores, (smooth or [scores])[0].drop
 
-    def _scored(self, outputs: Iterable[NDArray[Any]], metric: str) -> Scores:
+    def _scored(self, outputs: Iterable[NDArray[Any]], metrics: Sequence[str]) -> list[Scores]:
         task = self._task
-        scorer = Scorer(metric, task.own)
+        scorers = [Scorer(metric, task.own) for metric in metrics]
         size = fixed_batch(task.model) or task.batch
         batches = task.data.batches(self.samples, size)
         for batch, new, original in zip(batches, outputs, self.outputs(), strict=True):
             labels, padding = task.labels(batch.samples), task.padding(batch)
-            scorer.add(Outputs(original, new, labels, padding))
-        scores = scorer.scores()
-        groups = task.data.groups
-        return scores if groups is None else scores.by_group(groups[np.sort(self.samples)])
+            for scorer in scorers:
+                scorer.add(Outputs(original, new, labels, padding))
+        groups, found = task.data.groups, [scorer.scores() for scorer in scorers]
+        if groups is None:
+            return found
+        return [scores.by_group(groups[np.sort(self.samples)]) for scores in found]
 
     def __enter__(self) -> Reference:
         return self

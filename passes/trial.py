@@ -120,9 +120,8 @@ class Trials:
         assert self._references is not None
         output, wishes = self.task.output, fitted.recipe.wishes
         on_fit, on_select = self._references
-        scores = on_select.score_outputs(fitted.tapes.select.real(output))
+        scores, damage = on_select.judge(fitted.tapes.select.real(output))
         fresh = on_fit.score_outputs(fitted.tapes.fit.real(output))
-        damage = on_select.damage(fitted.tapes.select.real(output))
         fitted.close()
         return Trial(
             fitted.recipe,

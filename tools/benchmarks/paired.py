@@ -60,8 +60,8 @@ def damage_by(task: Task, reference: Reference, model: OnnxModel) -> Damage:
 
 def damage_of(task: Task, reference: Reference, outputs: Sequence[NDArray[np.floating]]) -> Damage:
     """The damage of a model's outputs, batch by batch."""
-    scores = reference.score_outputs(iter(outputs))
-    samples, smooth = len(scores.damage), reference.damage(iter(outputs))
+    scores, smooth = reference.judge(outputs)
+    samples = len(scores.damage)
     chosen = [np.random.default_rng(at).integers(0, samples, samples) for at in range(DRAWS)]
     _, after = scores.reached
     if task.data.labels is not None or outputs[0].ndim != 2:

@@ -52,7 +52,6 @@ def _damages(seed: int) -> dict[Metric | None, float]:
                 )
                 runner = Runner(build(task.plain, made), task.runtime)
                 batches = task.data.batches(task.splits.certify, task.batch)
-                found[rule] = reference.damage(
-                    runner(batch.feeds)[task.output] for batch in batches
-                )
+                outputs = (runner(batch.feeds)[task.output] for batch in batches)
+                _, found[rule] = reference.judge(outputs)
     return found
