@@ -7,6 +7,7 @@ own.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, BinaryIO
@@ -36,7 +37,8 @@ class Slots:
     def __init__(self) -> None:
         self.bytes = 0
         self._free: dict[int, list[int]] = {}
-        self._opened: tuple[Scratch, BinaryIO] | None = None
+        self._opened: BinaryIO | None = None
+        self._finalizer: weakref.finalize[..., Slots] | None = None
 
     def put(self, array: NDArray[Any]) -> Slot:
         """Write an array; BadInput where the disk will not take it."""
@@ -65,17 +67,21 @@ class Slots:
             self._free.setdefault(slot.size, []).append(slot.offset)
 
     def close(self) -> None:
-        if self._opened is not None:
-            scratch, file = self._opened
-            file.close()
-            scratch.close()
-            self._opened = None
+        """Remove the file; nothing can be put or got any more."""
+        if self._finalizer is not None:
+            self._finalizer()
 
     def _file(self) -> BinaryIO:
         if self._opened is None:
             scratch = Scratch()
-            self._opened = scratch, (scratch.path / "slots").open("w+b", buffering=0)
-        return self._opened[1]
+            self._opened = (scratch.path / "slots").open("w+b", buffering=0)
+            self._finalizer = weakref.finalize(self, _remove, scratch, self._opened)
+        return self._opened
+
+
+def _remove(scratch: Scratch, file: BinaryIO) -> None:
+    file.close()
+    scratch.close()
 
 
 def _bytes_of(array: NDArray[Any]) -> NDArray[np.uint8]:

@@ -28,7 +28,7 @@ from ..ir.spans import Refusal, Span
 from .precision import OutOfRange, rounded
 from .recipe import Fitted, Pair, Recipe
 from .replacement import Replacement
-from .rows import ENOUGH_ROWS, Rows
+from .rows import Rows
 from .stops import Stop
 from .surrogates import CONTEXT, FOLDED, Form, Problem, Wish, linear_input, problem
 from .task import Task
@@ -63,10 +63,10 @@ class Walk(Rows):
             walker.depart(None, original)
         with self.task.stage("fit", len(self.stops)) as advance:
             for stop in self.stops:
+                going = [walker for walker in walkers if walker.refusal is None]
                 for tape in original:
                     self.pass_by(tape, stop, stop.live)
-                    self.require_finite(tape, stop)
-                for walker in walkers:
+                for walker in going:
                     walker.meet(stop, original)
                     walker.depart(stop, original)
                 needed = [n for w in walkers if w.recipe.healing.original for n in w.reads]
@@ -167,7 +167,7 @@ class _Walker:
 
     def meet(self, stop: Stop, original: Pair) -> None:
         """Come to a stop: on foot, over it in a jump, or at the end of one."""
-        if self._tapes is not None and self.refusal is None:
+        if self._tapes is not None:
             with self._in_range():
                 self._meet(self._tapes, stop, original)
 
@@ -319,12 +319,15 @@ class _Walker:
 
         Where the ridge is known it is solved on both splits together.
         """
+        for truth in original:
+            self.walk.require_finite(truth, stop)
         healing, prior = self.recipe.healing, asked.prior
         ridges: tuple[float, ...] = RIDGES
-        enough = ENOUGH_ROWS if self.recipe.known is None else (None, None)
         fit, held = (
-            self.walk.equations(tape, truth, asked, stop.picked, per_column)
-            for tape, truth, per_column in zip(tapes, original, enough, strict=True)
+            self.walk.equations(
+                tape, truth, asked, stop.picked, whole=self.recipe.known is not None
+            )
+            for tape, truth in zip(tapes, original, strict=True)
         )
         known = self._known(stop.value)
         if known is not None and known.solution is not None:

@@ -29,10 +29,8 @@ from .task import Task
 
 Floats = NDArray[np.floating]
 
-ENOUGH_ROWS = (40, 10)
-"""Rows for each column, of the fit and select splits, while plans are compared: to solve on, and to
-choose a ridge on. The chosen plan is solved on all.
-"""
+ENOUGH_ROWS_PER_COLUMN = 40
+"""Rows to solve on while plans are compared; the chosen one is solved on all."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,6 +47,7 @@ class Rows:
     def __init__(self, task: Task) -> None:
         self.task = task
         self._variances: dict[str, float] = {}
+        self._finite: set[tuple[str, int]] = set()
 
     def equations(
         self,
@@ -56,11 +55,12 @@ class Rows:
         truth: Tape,
         asked: Problem,
         picked: Sequence[int],
-        per_column: int | None = None,
+        *,
+        whole: bool = True,
     ) -> Equations:
         """Normal equations of a problem: regressors from one tape, the target "y" from another.
 
-        With `per_column` only so many rows are taken for each column, at random, beside all that
+        Unless `whole`, only as many rows are taken as the columns need, at random, beside all that
         are picked; each stands for those left out.
         """
         found = Equations(["y"])
@@ -70,9 +70,9 @@ class Rows:
             weights = self.padding(now, value.shape, target.channel_axis)
             emphasised = picked_rows(picked, value.shape, target.channel_axis)
             rows = value.size // value.shape[target.channel_axis]
-            if at == 0 and per_column is not None:
+            if at == 0 and not whole:
                 expected = rows / len(now.samples) * len(tape.samples)
-                share = min(1.0, per_column * asked.columns / expected)
+                share = min(1.0, ENOUGH_ROWS_PER_COLUMN * asked.columns / expected)
             some = None
             if share < 1.0:
                 drawn = np.random.default_rng(at).random(rows) < share
@@ -95,12 +95,19 @@ class Rows:
         """x W + b: NumPy's own threads would still be waiting for more when the model runs on."""
         return Runner(affine_model(), self.task.runtime, pooled=True)
 
-    def require_finite(self, tape: Tape, stop: Stop) -> None:
-        """NotFinite where the value at a stop holds NaN or Inf, padding aside."""
-        for piece in tape.batches():
+    def require_finite(self, truth: Tape, stop: Stop) -> None:
+        """NotFinite where the original's value at a stop holds NaN or Inf, padding aside.
+
+        All rows are looked at, once, whichever are drawn to solve on.
+        """
+        key = stop.value, id(truth.samples)
+        if key in self._finite:
+            return
+        for piece in truth.batches():
             value, axis = piece.real(stop.value), stop.channel_axis
             weights = self.padding(piece, value.shape, axis)
             require_finite(as_rows(value, axis), stop.value, weights, piece.samples)
+        self._finite.add(key)
 
     def variance(self, stop: Stop, truth: Tape) -> float:
         """Trace of the covariance of the original's value at a stop, padding apart."""

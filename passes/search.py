@@ -121,7 +121,7 @@ class Search:
     def _narrow_down(self, labels: Sequence[Label]) -> None:
         """Fit sets that should lie about where the promise breaks, then ever closer to there."""
         low, high = -1, len(labels)
-        places = self._first_places(labels)
+        places = first_places(labels, self.options, self.budget.max_drop or 0.0)
         for _ in range(ROUNDS):
             self._fit_all(labels[at].wishes for at in places)
             found = {trial.recipe.wishes: trial for trial in self._tempered()}
@@ -134,18 +134,6 @@ class Search:
             saved = 0.0 if low < 0 else labels[low].gains[0]
             if not places or labels[places[-1]].gains[0] < saved + CLOSE * self.costs.model_ms:
                 break
-
-    def _first_places(self, labels: Sequence[Label]) -> list[int]:
-        """Where the harm that single surrogates did for their damage foretells the bracket."""
-        seen = [(o.harm, o.damage) for o in self.options if o.harm is not None]
-        harms, damages = (sum(column) for column in zip(*seen, strict=True)) if seen else (0.0, 0.0)
-        slope = harms / (damages or 1.0)
-        allowed = self.budget.max_drop or 0.0
-        foretold = np.maximum.accumulate([slope * label.damage for label in labels])
-        bracket = [int(np.searchsorted(foretold, share * allowed)) for share in BRACKET]
-        spread = [round((len(labels) + 1) * share) - 1 for share in SPREAD]
-        places = dict.fromkeys(max(0, min(at, len(labels) - 1)) for at in [*bracket, *spread])
-        return sorted(list(places)[:WIDTH])
 
     def _is_good(self, trial: Trial) -> bool:
         return self.budget.allows(trial.forecast, ENOUGH_CHANCE)
@@ -236,6 +224,22 @@ class Search:
             is_clear = damages[best] < CLEARLY * damages[recipes[0]]
             self._emphases = (best.healing.emphasis if is_clear else weight,)
         self._found += trials
+
+
+def first_places(labels: Sequence[Label], options: Sequence[Option], allowed: float) -> list[int]:
+    """Which of the sets, least gain first, to fit at first: those that bracket the harm allowed.
+
+    Single surrogates told how much harm goes with a damage; where too few sets lie there, others
+    are spread over all.
+    """
+    seen = [(option.harm, option.damage) for option in options if option.harm is not None]
+    damage = sum(damage for _, damage in seen)
+    slope = sum(harm for harm, _ in seen) / damage if damage > 0 else 0.0
+    foretold = np.maximum.accumulate([slope * label.damage for label in labels])
+    bracket = [int(np.searchsorted(foretold, share * allowed)) for share in BRACKET]
+    spread = [round((len(labels) + 1) * share) - 1 for share in SPREAD]
+    places = dict.fromkeys(max(0, min(at, len(labels) - 1)) for at in [*bracket, *spread])
+    return sorted(list(places)[:WIDTH])
 
 
 def _ordered(wishes: Iterable[Wish]) -> tuple[Wish, ...]:

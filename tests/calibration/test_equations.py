@@ -96,3 +96,24 @@ def test_a_pooled_mean_leaves_padding_out() -> None:
     np.testing.assert_allclose(found[1], np.tile(array[1].mean(0), (4, 1)))
     unmasked = rows_of(Feature("x", -1, pooled=True), array).reshape(2, 4, 3)
     assert np.abs(unmasked[0] - found[0]).max() > 0.1
+
+
+@pytest.mark.parametrize(
+    ("feature", "shape"),
+    [
+        (Feature("x", -1), (3, 4, 5)),
+        (Feature("x", 1), (3, 5, 4, 2)),
+        (Feature("x", 1, pooled=True), (3, 5, 4, 2)),
+        (Feature("x", 1, Window((3, 3), (1, 1), (1, 1, 1, 1), (1, 1))), (3, 5, 4, 4)),
+        (Feature("x", 1, Window((3, 3), (2, 2), (1, 1, 1, 1), (1, 1))), (3, 5, 4, 4)),
+    ],
+)
+@pytest.mark.parametrize("contiguous", [True, False])
+def test_chosen_rows_are_those_of_all_rows(
+    feature: Feature, shape: tuple[int, ...], contiguous: bool
+) -> None:
+    array = RNG.standard_normal(shape)
+    array = array if contiguous else np.asfortranarray(array)
+    rows = rows_of(feature, array)
+    chosen = np.array([0, 2, 5, len(rows) - 1])
+    np.testing.assert_array_equal(rows_of(feature, array, None, chosen), rows[chosen])

@@ -224,7 +224,7 @@ def test_cuda_takes_this_way_and_the_cpu_does_not(monkeypatch: pytest.MonkeyPatc
 
     made: list[str] = []
     monkeypatch.setattr(room, "GraphSweep", lambda *_given: made.append("graph"))
-    monkeypatch.setattr(room, "Runner", lambda *_given: made.append("runner"))
+    monkeypatch.setattr(room, "Runner", lambda *_given, **_more: made.append("runner"))
     with opened(MODEL, DATA) as task:
         room.Sweep(task, TOKENS_PAIRS)
         object.__setattr__(task, "runtime", Runtime(PROVIDERS["cuda"]))
