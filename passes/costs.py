@@ -33,7 +33,7 @@ ROUNDS = 25
 ROUND_SECONDS = 0.025
 """Of each model in a turn: rounds are many, so half the usual will do."""
 
-MOST_AT_ONCE, AT_ONCE_BYTES = 8, 2**29
+MOST_AT_ONCE, AT_ONCE_BYTES = 8, 2**27
 """Changed models that are timed beside the original: as many, and what all may weigh together."""
 
 TIMED: tuple[Form, ...] = ("affine", "affine + context", "conv")
