@@ -16,6 +16,7 @@ from blockfold.calibration.splits import split
 from blockfold.ir.errors import NotMet
 from blockfold.ir.onnx_diff import diff
 from blockfold.ir.onnx_file import read
+from blockfold.passes import rows
 from blockfold.passes.costs import CostModel, Costs
 from blockfold.passes.fit import Walk
 from blockfold.passes.layout import lay_out
@@ -203,6 +204,30 @@ def test_data_that_overflow_by_themselves_are_the_data_s_fault() -> None:
         pytest.raises(NotFinite, match="'h2' holds NaN or Inf"),
     ):
         walk([Recipe((Wish(spans["blocks.2"], "affine"),))])
+
+
+def test_a_row_that_is_not_finite_is_found_where_it_is_not_drawn(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of one token the last block's stream leaves the range of float16; few rows are drawn."""
+    monkeypatch.setattr(rows, "ENOUGH_ROWS_PER_COLUMN", 1)
+    net = Net()
+    h = net.node("Add", "x", net.mlp(net.norm("x", D), D), out="h0")
+    for i in (1, 2):
+        net.scope = f"/blocks.{i}"
+        branch = net.mlp(net.norm(h, D), D)
+        double = net.node("Mul", h, net.constant(np.array(i, np.float32)))
+        h = net.node("Add", double, branch, out=f"h{i}")
+    net.head(h, D)
+    model = net.model({"x": (FLOAT, ("batch", TOKENS, D))}, LOGITS)
+    half, data = narrowed(model), halved(samples(model, 160))
+    sample = int(np.sort(split(len(data["x"])).fit)[5])
+    data["x"][sample, 1] = 40000
+    with (
+        walking(half, data) as (_, walk, spans),
+        pytest.raises(NotFinite, match=f"'h2' holds NaN or Inf.*in sample {sample};"),
+    ):
+        walk([Recipe((Wish(spans["blocks.2"], "affine"),), Healing(refit=None))])
 
 
 ODD = (TensorProto.INT4, TensorProto.UINT4, TensorProto.FLOAT8E4M3FN, TensorProto.FLOAT8E5M2)
