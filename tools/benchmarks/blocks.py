@@ -41,7 +41,8 @@ def cells_of(one: Comparer, first: int, last: int) -> Iterator[Cell]:
     span = span_of(one, first, last)
     (rba,) = one.trials.fit_all([Recipe((Wish(span, "affine"),), PRESETS["rba"].healing)])
     trials = {**one.alike([span]), "rba": rba}
-    return one.cells(f"{first}-{last}", last - first + 1, trials)
+    name = f"{first}" if first == last else f"{first}-{last}"
+    return one.cells(name, last - first + 1, trials)
 
 
 def span_of(one: Comparer, first: int, last: int) -> Span:
