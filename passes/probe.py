@@ -17,10 +17,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ..calibration.data import Spool
 from ..calibration.equations import Equations
 from ..calibration.features import NotFinite, as_rows, require_finite
 from ..calibration.runtime import Runner, cut_rows
+from ..calibration.slots import Slot, Slots
 from ..calibration.solve import Solution, Spectrum, solve_held_out
 from ..calibration.tape import Tape
 from ..ir.errors import BadInput
@@ -96,9 +96,9 @@ class Probe:
         self.costs, self.emphasis = costs, emphasis
         self._stops = {stop.value: stop for stop in walk.stops}
         self._variances: dict[str, float] = {}
-        self._numbers: dict[Wish, int] = {}
+        self._slots = Slots()
+        self._solved: dict[Wish, tuple[Slot, Slot]] = {}
         self.refused: list[Refusal] = []
-        self._spool = Spool()
 
     def options(self) -> tuple[Option, ...]:
         """All surrogates worth a thought, those of least damage for what they save measured.
@@ -281,20 +281,12 @@ class Probe:
 
     def _keep(self, wish: Wish, solution: Solution) -> None:
         """Put a solution on disk; single precision is what it is applied in."""
-        name = self._name(wish)
-        for part, array in (("W", solution.W), ("b", solution.b)):
-            self._spool.write(f"{name}.{part}", array.astype(np.float32).reshape(-1))
+        W, b = (array.astype(np.float32) for array in (solution.W, solution.b))
+        self._solved[wish] = self._slots.put(W), self._slots.put(b)
 
     def _kept(self, wish: Wish) -> Solution:
-        name, width = self._name(wish), wish.span.width
-        W, b = (
-            np.fromfile(self._spool.path(f"{name}.{part}"), np.float32).astype(np.float64)
-            for part in "Wb"
-        )
-        return Solution(W.reshape(-1, width), b, 0.0, 0, 0, 0.0)
-
-    def _name(self, wish: Wish) -> str:
-        return str(self._numbers.setdefault(wish, len(self._numbers)))
+        W, b = (self._slots.get(slot).astype(np.float64) for slot in self._solved[wish])
+        return Solution(W, b, 0.0, 0, 0, 0.0)
 
     def _measured(
         self,

@@ -15,21 +15,8 @@ from blockfold.passes.surrogates import Wish
 
 
 def wish(at: int) -> Wish:
-    span = Span(
-        stream="x",
-        start=at,
-        stop=at + 1,
-        entry=f"h{at}",
-        exit=f"h{at + 1}",
-        channel_axis=-1,
-        rank=3,
-        dtype="float32",
-        name=f"blocks.{at}",
-        blocks=1.0,
-        removed=frozenset({at}),
-        side_inputs=(),
-        width=4,
-    )
+    ends = f"h{at}", f"h{at + 1}"
+    span = Span("x", at, at + 1, *ends, -1, 3, "float32", "s", 1.0, frozenset(), ())
     return Wish(span, "affine")
 
 

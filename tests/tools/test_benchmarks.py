@@ -15,7 +15,7 @@ from blockfold.passes.rating import METRICS
 from blockfold.passes.recipe import Healing, Recipe
 from blockfold.passes.surrogates import Wish
 from blockfold.tests.networks import labelled, residual_mlp
-from blockfold.tools.benchmarks import compare, device, effort, predictors
+from blockfold.tools.benchmarks import blocks, compare, device, effort, predictors
 from blockfold.tools.benchmarks.ablation import ablations
 from blockfold.tools.benchmarks.paired import Damage, correlation, similarities
 
@@ -76,9 +76,9 @@ def test_methods_are_compared_on_a_model_of_ones_own(
     (found,) = json.loads(target.read_text())
     cells = {(c["table"], c["method"], c["blocks"]): c for c in found["cells"]}
     for table in ("own spans", "same spans"):
-        for blocks in (1, 2):
-            assert {(table, m, blocks) in cells for m in ("blockfold", "drop", "rba")} == {True}
-            assert cells[table, "blockfold", blocks]["against_best"] is not None
+        for depth in (1, 2):
+            assert {(table, m, depth) in cells for m in ("blockfold", "drop", "rba")} == {True}
+            assert cells[table, "blockfold", depth]["against_best"] is not None
     ours, rba = cells["own spans", "blockfold", 1], cells["own spans", "rba", 1]
     assert ours["left"] <= rba["left"] + 1e-9
     assert ours["smooth"] <= 1e-6 + rba["smooth"]
@@ -126,3 +126,31 @@ def test_what_metrics_foretell_is_told_of_a_model_of_ones_own(tmp_path: Path) ->
         assert found[knowing]["mapped"] > 0.7
     assert found["block-influence"]["mapped"] < found["affine-r2"]["mapped"]
     assert f"| {predictors.FORETOLD} |" in ran.output
+
+
+def test_methods_are_compared_on_blocks_that_are_named(files: tuple[Path, Path]) -> None:
+    """The planted affine block is nothing lost by a map, and something by dropping it."""
+    target = files[0].with_name("found.json")
+    words = ["--model", "mine", *map(str, files), "kl", "--json", str(target)]
+    words += ["--blocks", "2", "--blocks", "0-1"]
+    ran = CliRunner().invoke(blocks.main, words, catch_exceptions=False)
+    assert ran.exit_code == 0
+    cells = {(c["table"], c["method"]): c for c in json.loads(target.read_text())}
+    assert {table for table, _ in cells} == {"2", "0-1"}
+    assert {method for _, method in cells} >= {"blockfold", "drop", "rba"}
+    assert cells["2", "blockfold"]["damage"] < 1e-6 < 1e-4 < cells["2", "drop"]["damage"]
+    assert cells["0-1", "blockfold"]["damage"] > 1e-4
+    assert {c["blocks"] for c in cells.values()} == {1, 2}
+    assert "| 0-1 | blockfold |" in ran.output
+
+
+@pytest.mark.parametrize(
+    ("given", "said"), [("4", "there are 0 to 3"), ("2-1", "there are 0 to 3"), ("a-b", "write 4")]
+)
+def test_blocks_that_are_not_there_are_refused(
+    given: str, said: str, files: tuple[Path, Path]
+) -> None:
+    words = ["--model", "mine", *map(str, files), "kl", "--blocks", given]
+    ran = CliRunner().invoke(blocks.main, words)
+    assert ran.exit_code == 2
+    assert said in ran.output

@@ -83,9 +83,10 @@ def main(
             for first, last in stretches:
                 cells = [*cells_of(one, first, last)]
                 for cell in sorted(cells, key=lambda cell: METHODS.index(cell.method)):
+                    form = cell.replaced[0].rpartition(": ")[2]
                     click.echo(
                         f"| {cell.table} | {cell.method} | {cell.damage:.4f} "
-                        f"| {cell.low:.4f} to {cell.high:.4f} | {cell.replaced[0].split(': ')[1]} |"
+                        f"| {cell.low:.4f} to {cell.high:.4f} | {form} |"
                     )
                 found += cells
     write_json(target, found)
